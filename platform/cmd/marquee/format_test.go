@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/jobs"
+	"github.com/marquee-ads/marquee/platform/stack"
+)
+
+const (
+	allocA = "0a1b2c3d-0000-4000-8000-000000000001"
+	allocB = "f9e8d7c6-0000-4000-8000-000000000002"
+)
+
+func TestTally(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	known := make(map[string]int)
+	first := newTally()
+	for range 3 {
+		first.add("account-"+allocA, nil, 2*time.Millisecond)
+		first.add("account-"+allocB, nil, time.Millisecond)
+	}
+	require.Equal(t, "03:04:05    6 calls   0a1b2c3d   3  f9e8d7c6   3   errors 0   slowest 2.0 ms", first.line(at, known))
+
+	// An instance that is gone keeps its column.
+	second := newTally()
+	second.add("account-"+allocA, nil, time.Millisecond)
+	second.add("", status.Error(codes.Unavailable, "gone"), 70*time.Millisecond)
+	second.add("", status.Error(codes.Unavailable, "gone"), time.Millisecond)
+	second.add("", errors.New("odd"), time.Millisecond)
+	require.Equal(t,
+		"03:04:05    4 calls   0a1b2c3d   1  f9e8d7c6   0   errors 3 (Unavailable 2, Unknown 1)   slowest 70.0 ms",
+		second.line(at, known))
+
+	// But not for ever.
+	for range forgetAfter {
+		second.line(at, known)
+	}
+	require.NotContains(t, second.line(at, known), "f9e8d7c6")
+	require.Contains(t, second.line(at, known), "0a1b2c3d")
+}
+
+func TestShortInstance(t *testing.T) {
+	for id, want := range map[string]string{
+		allocA:              "0a1b2c3d",
+		"account-" + allocA: "0a1b2c3d",
+		"_nomad-task-" + allocA + "-group-account-account-grpc": "0a1b2c3d",
+		"account-4711":                   "account-4711",
+		"account-on-some-machine-abcdef": "chine-abcdef",
+		"":                               "",
+	} {
+		require.Equal(t, want, shortInstance(id))
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var text bytes.Buffer
+	require.NoError(t, printStatus(&text, statusResult{
+		Cluster: cluster.Status{Name: "local", Agents: []cluster.AgentStatus{{Name: "consul", Address: "127.0.0.1:10000", PID: 7}}},
+		Services: []jobs.Service{{
+			Name: "account", Status: "running", Desired: 1, Healthy: 1,
+			Instances: []jobs.Instance{
+				{AllocID: allocA, Node: "vm", State: "running", Health: "passing", Address: "127.0.0.1:10101", Release: "0123456789ab",
+					Started: now.Add(-90 * time.Second)},
+				{ID: "account-abcdefghijkl", Node: "vm", State: "by hand", Health: "critical", Output: "connection refused\nmore"},
+			},
+		}},
+		Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}},
+	}, now))
+	require.Equal(t, `cluster local   consul 127.0.0.1:10000 (pid 7)
+
+SERVICE  INSTANCE      HEALTH    STATE    VERSION       ADDRESS          NODE  UP     RESTARTS
+account                1 of 2    running                                              
+         0a1b2c3d      passing   running  0123456789ab  127.0.0.1:10101  vm    1m30s  0
+         abcdefghijkl  critical  by hand                                 vm           0
+
+account abcdefghijkl is critical: connection refused
+
+gateway   REST http://127.0.0.1:1   gRPC 127.0.0.1:2
+`, text.String())
+}
+
+// Of a cluster that does not run whole, status shows what is known.
+func TestStatusOfHalfACluster(t *testing.T) {
+	half := cluster.Status{Name: "local", Problem: "nomad-client not running", Agents: []cluster.AgentStatus{
+		{Name: "consul", PID: 7, Address: "127.0.0.1:10000", Log: "logs/consul.log"},
+		{Name: "nomad-client", Log: "logs/nomad-client.log"},
+	}}
+	var text bytes.Buffer
+	require.NoError(t, printAgents(&text, half))
+	require.Equal(t, `cluster local is not running: nomad-client not running
+
+AGENT         PID  ADDRESS          LOG
+consul        7    127.0.0.1:10000  logs/consul.log
+nomad-client  -    -                logs/nomad-client.log
+`, text.String())
+
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"--cluster", "never-was", "status", "--json"}, strings.NewReader(""), &stdout, &stderr)
+	require.Equal(t, exitNotRunning, code)
+	require.Contains(t, stderr.String(), "marquee up starts it")
+	var got statusResult
+	require.NoError(t, json.Unmarshal(stdout.Bytes(), &got))
+	require.Equal(t, "never-was", got.Cluster.Name)
+	require.False(t, got.Cluster.Ready)
+	require.Equal(t, "consul, nomad-server, nomad-client not running", got.Cluster.Problem)
+	require.Len(t, got.Cluster.Agents, 3)
+	for _, a := range got.Cluster.Agents {
+		require.Zero(t, a.PID)
+		require.Contains(t, a.Log, "never-was")
+	}
+	require.Contains(t, stdout.String(), `"services": []`)
+}
+
+func TestWelcome(t *testing.T) {
+	demo := demoAccount{Name: "demo@example.com", Password: "secret"}
+	result := upResult{FirstServed: 9.87, Total: 12.34, Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}}}
+	text := welcome(result, demo, "bin/marquee")
+	require.Contains(t, text, "first request served after 9.9 s, all of it healthy after 12.3 s")
+	require.Contains(t, text, "curl -X POST http://127.0.0.1:1/v1/accounts ")
+	require.Equal(t, 2, strings.Count(text, "\n  curl "))
+	require.Equal(t, 1, strings.Count(text, "\n  bin/marquee invoke "))
+
+	result.Unchanged = true
+	require.Contains(t, welcome(result, demo, "bin/marquee"), "nothing was changed")
+}
+
+func TestShellQuote(t *testing.T) {
+	for _, value := range []string{"", "plain/path:1", "two words", `it's "quoted" $HOME`, "a\nb", "`id`;"} {
+		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(value)).Output()
+		require.NoError(t, err)
+		require.Equal(t, value, string(out))
+	}
+}
+
+func TestSteps(t *testing.T) {
+	var text bytes.Buffer
+	s := newSteps(&text)
+	s.now = func() time.Time { return s.start.Add(12345 * time.Millisecond) }
+	s.say("account: %d of %d", 1, 3)
+	require.Equal(t, "  12.3s  account: 1 of 3\n", text.String())
+}
+
+func TestRun(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{name: "NoArguments", code: 0, stdout: "Exit codes:"},
+		{name: "Help", args: []string{"invoke", "--help"}, code: 0, stdout: "SERVICE/METHOD"},
+		{name: "UnknownCommand", args: []string{"fly"}, code: exitUsage, stderr: "fly"},
+		{name: "MissingArgument", args: []string{"logs"}, code: exitUsage, stderr: "<service>"},
+		{name: "WrongFlag", args: []string{"invoke", "a/b", "--as", "root"}, code: exitUsage, stderr: "--as"},
+		{name: "BothTokens", args: []string{"invoke", "a/b", "--as", "demo", "--token", "x"}, code: exitUsage, stderr: "--token"},
+		{name: "NotRunning", args: []string{"--cluster", "never-was", "status"}, code: exitNotRunning, stdout: "nomad-client  -    -", stderr: "marquee up starts it"},
+		{name: "DownOfNothing", args: []string{"--cluster", "never-was", "down", "--wipe"}, code: 0},
+		{name: "Version", args: []string{"version", "--json"}, code: 0, stdout: `"go": "go1.`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			code := run(t.Context(), c.args, strings.NewReader(""), &stdout, &stderr)
+			require.Equal(t, c.code, code, stderr.String())
+			require.Contains(t, stdout.String(), c.stdout)
+			require.Contains(t, stderr.String(), c.stderr)
+		})
+	}
+}

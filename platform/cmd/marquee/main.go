@@ -1,0 +1,185 @@
+// Command marquee runs the platform: it brings it up and down, deploys, shows
+// what runs, and calls it.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/stack"
+	"github.com/marquee-ads/marquee/platform/tools"
+)
+
+// Exit codes, as --help has them.
+const (
+	exitFailed     = 1
+	exitUsage      = 2
+	exitNotRunning = 3
+)
+
+// errNotRunning says that the command needs a running cluster.
+var errNotRunning = errors.New("the cluster is not running: marquee up starts it")
+
+// cli is the command line.
+type cli struct {
+	Cluster string `default:"local" env:"MARQUEE_CLUSTER" help:"The cluster's name; its state is in .marquee/clusters/<name>."`
+
+	Up       upCmd       `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, demo account."`
+	Down     downCmd     `cmd:"" help:"Stop everything the cluster runs; data stays unless --wipe."`
+	Status   statusCmd   `cmd:"" help:"Show services, instances, health and versions."`
+	Logs     logsCmd     `cmd:"" help:"Show a service's logs, all instances together."`
+	Deploy   deployCmd   `cmd:"" help:"Build one service and roll it out without a failed call."`
+	Restart  restartCmd  `cmd:"" help:"Replace a service's instances one at a time."`
+	Watch    watchCmd    `cmd:"" help:"Call a service 50 times a second; a line a second says which instances answered."`
+	Invoke   invokeCmd   `cmd:"" help:"Call a method through the gateway with JSON."`
+	List     listCmd     `cmd:"" help:"List the services and methods that the gateway serves."`
+	Describe describeCmd `cmd:"" help:"Describe a service, a method or a message."`
+	Env      envCmd      `cmd:"" help:"Print export lines for nomad, consul and the job files' variables."`
+	Tools    toolsCmd    `cmd:"" help:"Find or build the programs that the platform and its tests run, and print where they are."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+}
+
+// env is what every command gets.
+type env struct {
+	ctx    context.Context
+	root   string
+	name   string // of the cluster
+	stdout io.Writer
+	stderr io.Writer
+	stdin  io.Reader
+}
+
+const description = `Runs the Marquee platform on this machine.
+
+Examples:
+  marquee up                                   bring everything up, change nothing that runs
+  marquee status                               what runs, and how it is
+  marquee watch account                        who answers, a line a second
+  marquee deploy account                       build and roll out that one
+  marquee logs account -f                      follow its logs
+  marquee invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as demo
+  eval "$(marquee env)" && nomad job run nomad-jobs/account.nomad.hcl
+  marquee down --wipe                          stop it and forget its data
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the cluster is not running.`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run parses and runs one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var c cli
+	answered := false
+	parser, err := kong.New(&c,
+		kong.Name("marquee"), kong.Description(description), kong.UsageOnError(),
+		kong.Writers(stdout, stderr), kong.Exit(func(int) { answered = true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}))
+	if err != nil {
+		fmt.Fprintln(stderr, "marquee:", err)
+		return exitFailed
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if answered {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "marquee: %v\nSee marquee --help.\n", err)
+		return exitUsage
+	}
+	root, err := tools.Root()
+	if err != nil {
+		fmt.Fprintln(stderr, "marquee:", err)
+		return exitFailed
+	}
+	err = command.Run(&env{ctx: ctx, root: root, name: c.Cluster, stdin: stdin, stdout: stdout, stderr: stderr})
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errNotRunning):
+		fmt.Fprintln(stderr, "marquee:", err)
+		return exitNotRunning
+	default:
+		fmt.Fprintln(stderr, "marquee:", err)
+		return exitFailed
+	}
+}
+
+// open returns the platform without looking whether it runs.
+func (e *env) open(progress func(string)) (*stack.Stack, error) {
+	return stack.Open(stack.Config{
+		Root:          e.root,
+		Cluster:       cluster.Config{Dir: cluster.Folder(e.root, e.name), Name: e.name},
+		VariableFiles: []string{filepath.Join(e.root, "nomad-jobs", "vars", "local.hcl")},
+		Environ:       os.Environ(),
+		Progress:      progress,
+	})
+}
+
+// running returns the platform of a cluster that runs.
+func (e *env) running(progress func(string)) (*stack.Stack, error) {
+	s, status, err := e.look(progress)
+	if err != nil {
+		return nil, err
+	}
+	return s, e.mustRun(status)
+}
+
+// look returns the platform and what runs of its cluster.
+func (e *env) look(progress func(string)) (*stack.Stack, cluster.Status, error) {
+	s, err := e.open(progress)
+	if err != nil {
+		return nil, cluster.Status{}, err
+	}
+	status, err := s.Cluster().Status(e.ctx)
+	return s, status, err
+}
+
+// mustRun is the error of a command that needs a running cluster.
+func (e *env) mustRun(status cluster.Status) error {
+	if status.Ready {
+		return nil
+	}
+	return fmt.Errorf("%w (%s: %s)", errNotRunning, e.name, status.Problem)
+}
+
+// printJSON writes a value for programs.
+func (e *env) printJSON(value any) error {
+	encoder := json.NewEncoder(e.stdout)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}
+
+type versionCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// revision is the commit this was built from, as git describes it; the Makefile
+// sets it.
+var revision = "of an unknown revision"
+
+// Run prints what this binary was built from.
+func (v *versionCmd) Run(e *env) error {
+	if v.JSON {
+		return e.printJSON(map[string]any{"revision": revision, "go": runtime.Version()})
+	}
+	_, err := fmt.Fprintf(e.stdout, "marquee %s, %s\n", revision, runtime.Version())
+	return err
+}

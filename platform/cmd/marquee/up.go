@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/marquee-ads/marquee/platform/jobs"
+	"github.com/marquee-ads/marquee/platform/stack"
+)
+
+// servedPath is what the first request asks for: it goes through the gateway
+// and the mesh to account and its database, and changes nothing.
+const servedPath = "/v1/signing-keys"
+
+type upCmd struct {
+	JSON    bool          `name:"json" help:"Print the result as JSON; progress goes to standard error."`
+	Timeout time.Duration `default:"15m" help:"Give up after this long. What runs then keeps running."`
+}
+
+// upResult is what up prints with --json.
+type upResult struct {
+	Cluster     string          `json:"cluster"`
+	Unchanged   bool            `json:"unchanged"`
+	FirstServed float64         `json:"first_served_seconds"`
+	Total       float64         `json:"total_seconds"`
+	Gateways    []stack.Gateway `json:"gateways"`
+	Account     string          `json:"demo_account"`
+}
+
+// Run brings everything up and says how to try it.
+func (u *upCmd) Run(e *env) error {
+	ctx, cancel := context.WithTimeoutCause(e.ctx, u.Timeout, fmt.Errorf("it took longer than --timeout=%s", u.Timeout))
+	defer cancel()
+	steps := newSteps(e.stderr)
+	s, err := e.open(func(line string) { steps.say("%s", line) })
+	if err != nil {
+		return err
+	}
+	before, err := s.Cluster().Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.Prepare(ctx); err != nil {
+		return because(ctx, err)
+	}
+
+	result := upResult{Cluster: e.name}
+	var demo demoAccount
+	var deployed []jobs.Deployed
+	group, deploying := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		var err error
+		deployed, err = s.DeployAll(deploying)
+		return err
+	})
+	group.Go(func() error {
+		door, err := s.WaitServed(deploying, servedPath)
+		if err != nil {
+			return err
+		}
+		result.FirstServed = steps.elapsed().Seconds()
+		steps.say("the first request was served: GET http://%s%s", door.HTTP, servedPath)
+		demo, err = ensureDemoAccount(deploying, s, door)
+		return err
+	})
+	if err := group.Wait(); err != nil {
+		return because(ctx, err)
+	}
+
+	if err := s.Prune(ctx); err != nil {
+		return err
+	}
+
+	result.Unchanged = before.Ready
+	for _, d := range deployed {
+		result.Unchanged = result.Unchanged && d.Unchanged
+	}
+	result.Account = demo.Name
+	if result.Gateways, _, err = stack.Gateways(ctx, s.Cluster().Consul(), 0); err != nil {
+		return err
+	}
+	if len(result.Gateways) == 0 {
+		return errNoGateway
+	}
+	result.Total = steps.elapsed().Seconds()
+	if u.JSON {
+		return e.printJSON(result)
+	}
+	_, err = fmt.Fprint(e.stdout, welcome(result, demo, commandName(os.Args[0])))
+	return err
+}
+
+// because prefers why a context ended to that it ended.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// commandName is how a person calls this program again: by its name where the
+// shell finds it, else as it was called, and by go run where that made it.
+func commandName(called string) string {
+	if strings.Contains(called, "go-build") {
+		return "go run ./platform/cmd/marquee"
+	}
+	self, err := os.Executable()
+	if found, lookErr := exec.LookPath("marquee"); err == nil && lookErr == nil && found == self {
+		return "marquee"
+	}
+	return called
+}
+
+// welcome is what a person reads when everything is up; command calls this
+// program.
+func welcome(r upResult, demo demoAccount, command string) string {
+	var text strings.Builder
+	if r.Unchanged {
+		text.WriteString("\nEverything was up already; nothing was changed.\n")
+	} else {
+		fmt.Fprintf(&text, "\nMarquee is up: first request served after %.1f s, all of it healthy after %.1f s.\n", r.FirstServed, r.Total)
+	}
+	text.WriteString("\n")
+	for _, g := range r.Gateways {
+		fmt.Fprintf(&text, "  gateway   REST http://%s   gRPC %s\n", g.HTTP, g.GRPC)
+	}
+	fmt.Fprintf(&text, "  account   %s, password %s\n", demo.Name, demo.Password)
+	url := "http://" + r.Gateways[0].HTTP
+	fmt.Fprintf(&text, `
+Try:
+  curl -X POST %[1]s/v1/accounts -H 'content-type: application/json' -d '{"request_id":"my-first-sign-up","name":"ada@example.com","password":"a long pass phrase"}'
+  curl -X POST %[1]s/v1/sessions -H 'content-type: application/json' -d '{"name":"%[2]s","password":"%[3]s"}'
+  %[4]s invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as demo
+`, url, demo.Name, demo.Password, command)
+	return text.String()
+}
+
+type downCmd struct {
+	Wipe    bool          `help:"Also remove the cluster's folder: databases, secrets, logs."`
+	Timeout time.Duration `default:"3m" help:"Give up after this long."`
+}
+
+// Run stops the cluster; one that does not run is no error.
+func (d *downCmd) Run(e *env) error {
+	ctx, cancel := context.WithTimeout(e.ctx, d.Timeout)
+	defer cancel()
+	steps := newSteps(e.stderr)
+	s, err := e.open(func(line string) { steps.say("%s", line) })
+	if err != nil {
+		return err
+	}
+	if d.Wipe {
+		return s.Cluster().Wipe(ctx)
+	}
+	return s.Cluster().Down(ctx)
+}
