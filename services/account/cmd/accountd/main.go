@@ -1,0 +1,224 @@
+// Command accountd is the account service: accounts, sessions and the keys that
+// access tokens are signed with.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/marquee-ads/marquee/platform/service"
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+	"github.com/marquee-ads/marquee/services/account"
+	"github.com/marquee-ads/marquee/services/account/postgres"
+	"github.com/marquee-ads/marquee/services/account/server"
+)
+
+// throughMesh as the database's host means an instance of DatabaseService.
+const throughMesh = "mesh"
+
+type config struct {
+	service.Config
+
+	DatabaseHost         string `default:"mesh" help:"Where Postgres is: mesh (an instance of --database-service), a host, or the folder of its Unix socket."`
+	DatabasePort         uint16 `default:"5432" help:"Postgres's port, and the number in its socket's name. Not used through the mesh."`
+	DatabaseService      string `default:"account-db" help:"Consul service name of the database, with --database-host=mesh."`
+	DatabaseName         string `default:"account" help:"Database."`
+	DatabaseUser         string `default:"account" help:"Role that owns the database."`
+	DatabasePasswordFile string `type:"path" help:"File with the role's password. Needed unless Postgres trusts its socket."`
+	DatabaseMaxConns     int    `default:"10" help:"Most connections of this instance. Postgres allows 100 in all by default, which the instances share."`
+
+	KeyEncryptionKeyFile string        `type:"path" help:"File with 32 random bytes as base64 or hex (openssl rand -base64 32), the same for all instances: it encrypts the signing keys in the database. Needed."`
+	KeySignFor           time.Duration `default:"24h" help:"How long a signing key signs before the next one takes over."`
+	KeyPublishAhead      time.Duration `default:"10m" help:"How long the next signing key is published before it signs, so that every service knows it in time."`
+
+	PasswordMemory      uint32 `default:"19456" help:"Memory of one password hash (argon2id) in KiB; OWASP's least with 2 passes is 19456. Existing hashes are brought up to date at log-in."`
+	PasswordPasses      uint32 `default:"2" help:"Passes of one password hash over its memory."`
+	PasswordThreads     uint8  `default:"1" help:"Threads of one password hash."`
+	PasswordConcurrency int    `help:"Password hashes at once. More make log-ins faster and everything else slower under a flood of them. Default: half the cores, as far as half the memory is enough (NOMAD_MEMORY_LIMIT MiB, else 256), at least 1."`
+	PasswordQueue       int    `help:"Log-ins and sign-ups that may wait for their turn to hash; more are turned away at once. Default: 32 for each hash at once, about a second of waiting."`
+}
+
+// Validate checks what only this service has.
+func (c *config) Validate() error {
+	var problems []error
+	wrong := func(flag, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if c.DatabaseHost == "" {
+		wrong("database-host", "is empty; use mesh, a host, or the folder of Postgres's Unix socket")
+	}
+	if c.DatabaseHost == throughMesh && c.DatabasePasswordFile == "" {
+		wrong("database-password-file", "is needed; name the file that holds the password of role %s", c.DatabaseUser)
+	}
+	if c.Mode == service.Production && !databaseSecured(c.DatabaseHost) {
+		wrong("database-host", "%s would be spoken to without encryption; use mesh, the folder of Postgres's Unix socket, or a loopback address", c.DatabaseHost)
+	}
+	if c.DatabaseMaxConns < 2 || c.DatabaseMaxConns > 1000 {
+		wrong("database-max-conns", "%d is out of range; use 2 to 1000", c.DatabaseMaxConns)
+	}
+	if c.KeyEncryptionKeyFile == "" {
+		wrong("key-encryption-key-file", "is needed; make one with: openssl rand -base64 32")
+	}
+	if err := c.schedule().Validate(); err != nil {
+		wrong(settingFlag(err), "%s", err)
+	}
+	if err := c.hashParams().Validate(); err != nil {
+		wrong(settingFlag(err), "%s", err)
+	}
+	if c.PasswordConcurrency < 0 || c.PasswordQueue < 0 {
+		wrong("password-concurrency", "it and --password-queue cannot be negative; leave them out for the defaults")
+	}
+	memory := memoryLimit()
+	most := int(max(1, memory<<10/2/max(1, int64(c.PasswordMemory))))
+	if c.Mode == service.Production && c.PasswordConcurrency > most {
+		wrong("password-concurrency", "%d hashes of %d KiB (--password-memory) take more than half of the %d MiB that this process has (NOMAD_MEMORY_LIMIT); use at most %d, or a smaller --password-memory", c.PasswordConcurrency, c.PasswordMemory, memory, most)
+	}
+	if c.PasswordConcurrency == 0 {
+		c.PasswordConcurrency = min(most, max(1, runtime.GOMAXPROCS(0)/2))
+	}
+	if c.PasswordQueue == 0 {
+		c.PasswordQueue = 32 * c.PasswordConcurrency
+	}
+	return errors.Join(problems...)
+}
+
+// databaseSecured says whether nobody on the network can listen in on the
+// connection to Postgres. Like pgx it takes several hosts with commas.
+func databaseSecured(hosts string) bool {
+	if hosts == throughMesh {
+		return true
+	}
+	for host := range strings.SplitSeq(hosts, ",") {
+		ip := net.ParseIP(host)
+		if !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return false
+		}
+	}
+	return true
+}
+
+// settingFlag is the flag of the setting that a *account.SettingError is about.
+func settingFlag(err error) string {
+	wrong := &account.SettingError{}
+	errors.As(err, &wrong)
+	switch wrong.Field {
+	case "SignFor":
+		return "key-sign-for"
+	case "PublishAhead":
+		return "key-publish-ahead"
+	case "Time":
+		return "password-passes"
+	case "Threads":
+		return "password-threads"
+	default:
+		return "password-memory"
+	}
+}
+
+// memoryLimit is what this process may use, in MiB: what Nomad says, or what
+// package service takes without it.
+func memoryLimit() int64 {
+	memory, err := strconv.ParseInt(os.Getenv("NOMAD_MEMORY_LIMIT"), 10, 32)
+	if err != nil || memory <= 0 {
+		return 256
+	}
+	return memory
+}
+
+func (c *config) schedule() account.Schedule {
+	return account.Schedule{SignFor: c.KeySignFor, PublishAhead: c.KeyPublishAhead}
+}
+
+func (c *config) hashParams() account.HashParams {
+	return account.HashParams{MemoryKiB: c.PasswordMemory, Time: c.PasswordPasses, Threads: c.PasswordThreads}
+}
+
+func main() { service.Main("account", run) }
+
+// run is the service from its first to its last moment; tests call it with port 0.
+func run(ctx context.Context, cfg config) error {
+	secretText, err := cfg.Secret("key-encryption-key-file", cfg.KeyEncryptionKeyFile)
+	if err != nil {
+		return err
+	}
+	secret, err := account.ParseSecret(secretText)
+	if err != nil {
+		return fmt.Errorf("--key-encryption-key-file: %s: %w", cfg.KeyEncryptionKeyFile, err)
+	}
+	hasher, err := account.NewHasher(cfg.hashParams(), cfg.PasswordConcurrency, cfg.PasswordQueue, rand.Reader)
+	if err != nil {
+		return err
+	}
+
+	svc, err := service.New(ctx, cfg.Config)
+	if err != nil {
+		return err
+	}
+	defer svc.Close()
+
+	store, err := openStore(ctx, cfg, svc)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	svc.Require("database", store.Ping)
+
+	keys, err := account.NewKeyring(store, secret, cfg.schedule(), cfg.Environment, time.Now, rand.Reader)
+	if err != nil {
+		return err
+	}
+	accounts := account.New(store, hasher, keys, secret, time.Now, rand.Reader, svc.Log())
+
+	svc.Add(service.Component{Name: "the database", Start: func(ctx context.Context) error {
+		return prepare(ctx, svc, store, keys)
+	}})
+	svc.AddBackground("refreshing the signing keys", func(ctx context.Context) error { return keys.Run(ctx, svc.Log()) })
+	svc.AddBackground("sweeping", accounts.RunSweep)
+	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
+	accountv1.RegisterAccountServiceServer(grpcServer, server.New(accounts))
+	return svc.Serve(ctx)
+}
+
+func openStore(ctx context.Context, cfg config, svc *service.Service) (*postgres.Store, error) {
+	database := postgres.Config{
+		Host: cfg.DatabaseHost, Port: cfg.DatabasePort,
+		Database: cfg.DatabaseName, User: cfg.DatabaseUser, MaxConns: cfg.DatabaseMaxConns,
+	}
+	if cfg.DatabasePasswordFile != "" {
+		var err error
+		if database.Password, err = cfg.Secret("database-password-file", cfg.DatabasePasswordFile); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.DatabaseHost == throughMesh {
+		database.Dial = func(ctx context.Context) (net.Conn, error) { return svc.Mesh().DialContext(ctx, cfg.DatabaseService) }
+	}
+	return postgres.Open(ctx, database, svc.Log().Named("database"))
+}
+
+// prepare returns once the database is there, has today's schema, and the
+// signing keys are known. While the database is away it waits: exiting would
+// only make whoever starts this process do the same.
+func prepare(ctx context.Context, svc *service.Service, store *postgres.Store, keys *account.Keyring) error {
+	for {
+		err := store.WaitUntilThere(ctx)
+		if err == nil {
+			err = store.Migrate(ctx)
+		}
+		if err == nil {
+			err = keys.Refresh(ctx)
+		}
+		if ctx.Err() != nil || !errors.Is(err, account.ErrDatabaseUnavailable) {
+			return err
+		}
+		svc.Log().Warn("the database went away while starting; waiting for it", "error", err)
+	}
+}

@@ -1,0 +1,310 @@
+package account
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/marquee-ads/marquee/platform/auth"
+)
+
+const (
+	// publishFor is how old what this instance knows may be when a service asks
+	// for it; older, the service had better ask another instance. It is a part of
+	// the ten seconds within which a log-out is effective everywhere, which
+	// package auth adds up; a refresh has to take less than it leaves.
+	publishFor = auth.PublishedAge
+	// verifyFor is the same for tokens that are verified here, and so how long a
+	// log-out on another instance takes at most to be effective on this one.
+	verifyFor = 4 * RefreshInterval
+	// refreshTimeout bounds one refresh, so that a stuck one is tried again.
+	refreshTimeout = 2 * RefreshInterval
+)
+
+// KeyStore is where the instances share keys and ended sessions. Its errors are
+// ErrDatabaseUnavailable when trying again can help.
+type KeyStore interface {
+	// SigningKeys are the keys that have not expired at now.
+	SigningKeys(ctx context.Context, now time.Time) ([]Key, error)
+	// EndedSessions are the ended sessions with tokens that have not expired at now.
+	EndedSessions(ctx context.Context, now time.Time) ([]EndedSession, error)
+	// RotateSigningKeys calls decide with all stored keys while no other instance
+	// can do the same. Keys that decide returns are stored: a new one is added,
+	// of a known one the ExpireTime is set.
+	RotateSigningKeys(ctx context.Context, decide func([]Key) ([]Key, error)) error
+}
+
+// Keyring is one instance's knowledge of the signing keys and ended sessions:
+// it signs tokens, answers auth.Verifier from memory, and sees to it that the
+// next key is there in time.
+type Keyring struct {
+	store    KeyStore
+	secret   *Secret
+	schedule Schedule
+	audience string
+	now      func() time.Time
+	random   io.Reader
+
+	mu          sync.RWMutex
+	refreshed   time.Time // when the reading of what follows began
+	keys        []Key
+	privates    map[string]ed25519.PrivateKey
+	ended       map[string]time.Time // by session id, until when
+	endedHere   map[string]time.Time // not yet seen in the store
+	sealedWrong error                // why a key could not be opened
+}
+
+// NewKeyring makes an empty keyring for one audience (the environment's name);
+// Refresh fills it.
+func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience string, now func() time.Time, random io.Reader) (*Keyring, error) {
+	if err := schedule.Validate(); err != nil {
+		return nil, err
+	}
+	return &Keyring{
+		store: store, secret: secret, schedule: schedule, audience: audience, now: now, random: random,
+		privates: map[string]ed25519.PrivateKey{}, ended: map[string]time.Time{}, endedHere: map[string]time.Time{},
+	}, nil
+}
+
+// Run refreshes until ctx ends. A failure is logged when it begins and when it
+// is over; meanwhile the instance goes on with what it knows.
+func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
+	tick := time.NewTicker(RefreshInterval)
+	defer tick.Stop()
+	failing := false
+	for {
+		err := r.Refresh(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !failing:
+			log.Warn("signing keys and ended sessions cannot be refreshed; trying on", "error", err)
+		case err == nil && failing:
+			log.Info("signing keys and ended sessions are up to date again")
+		}
+		failing = err != nil
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Refresh reads the keys and ended sessions, and publishes the next key when it
+// is due.
+func (r *Keyring) Refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	keys, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	if _, due := r.schedule.next(keys, r.now()); due {
+		if err := r.rotate(ctx); err != nil {
+			return fmt.Errorf("publishing the next signing key: %w", err)
+		}
+		if _, err := r.load(ctx); err != nil {
+			return err
+		}
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.sealedWrong
+}
+
+func (r *Keyring) load(ctx context.Context) ([]Key, error) {
+	began := r.now()
+	keys, err := r.store.SigningKeys(ctx, began)
+	if err != nil {
+		return nil, fmt.Errorf("reading the signing keys: %w", err)
+	}
+	ended, err := r.store.EndedSessions(ctx, began)
+	if err != nil {
+		return nil, fmt.Errorf("reading the ended sessions: %w", err)
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	privates := make(map[string]ed25519.PrivateKey, len(keys))
+	r.sealedWrong = nil
+	for _, k := range keys {
+		private, ok := r.privates[k.ID]
+		if !ok {
+			if private, err = k.private(r.secret); err != nil {
+				// Still published: tokens that others signed with it are good.
+				r.sealedWrong = err
+				continue
+			}
+		}
+		privates[k.ID] = private
+	}
+	r.refreshed, r.keys, r.privates = began, keys, privates
+	r.ended = make(map[string]time.Time, len(ended))
+	for _, e := range ended {
+		r.ended[e.ID] = e.ExpireTime
+	}
+	// A log-out on this instance may be younger than what was just read.
+	for id, until := range r.endedHere {
+		if _, stored := r.ended[id]; stored || until.Before(began) {
+			delete(r.endedHere, id)
+		}
+	}
+	return keys, nil
+}
+
+func (r *Keyring) rotate(ctx context.Context) error {
+	return r.store.RotateSigningKeys(ctx, func(keys []Key) ([]Key, error) {
+		// Time has passed while waiting for the lock, and another instance may
+		// have been faster.
+		now := r.now()
+		signFrom, due := r.schedule.next(keys, now)
+		if !due {
+			return nil, nil
+		}
+		key, err := newKey(now, signFrom, r.secret, r.random)
+		if err != nil {
+			return nil, err
+		}
+		changed := []Key{key}
+		for _, k := range keys {
+			if k.ExpireTime.IsZero() {
+				k.ExpireTime = acceptedUntil(signFrom)
+				changed = append(changed, k)
+			}
+		}
+		return changed, nil
+	})
+}
+
+// claims are the claims of an access token (RFC 7519), and the session's id.
+type claims struct {
+	jwt.RegisteredClaims
+	SessionID string `json:"sid"`
+}
+
+// signing is the key that signs now, with its private part.
+func (r *Keyring) signing(now time.Time) (Key, ed25519.PrivateKey, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	key, ok := signer(r.keys, now)
+	// While what is known here is younger than that, every key that may sign now
+	// was published long ago, and this one is accepted for a token's lifetime
+	// even if it has a successor that is not known here.
+	if !ok || now.Sub(r.refreshed) > r.schedule.PublishAhead/2 {
+		return Key{}, nil, ErrSigningKeysUnavailable.Because(errors.New("the signing keys were not refreshed for too long"))
+	}
+	private, opened := r.privates[key.ID]
+	if !opened {
+		return Key{}, nil, ErrSigningKeysUnavailable.Because(fmt.Errorf("signing key %s cannot be opened with this key encryption key", key.ID))
+	}
+	return key, private, nil
+}
+
+// Sign makes an access token for a session. It fails with
+// ErrSigningKeysUnavailable when the keys are not known well enough.
+func (r *Keyring) Sign(s Session) (string, error) {
+	key, private, err := r.signing(r.now())
+	if err != nil {
+		return "", err
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims{
+		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer:    auth.Issuer,
+			Audience:  jwt.ClaimStrings{r.audience},
+			Subject:   s.AccountID,
+			IssuedAt:  jwt.NewNumericDate(s.CreateTime),
+			NotBefore: jwt.NewNumericDate(s.CreateTime),
+			ExpiresAt: jwt.NewNumericDate(s.TokenExpireTime),
+		},
+		SessionID: s.ID,
+	})
+	token.Header["kid"] = key.ID
+	signed, err := token.SignedString(private)
+	if err != nil {
+		return "", fmt.Errorf("signing an access token: %w", err)
+	}
+	return signed, nil
+}
+
+// Published are the keys and ended sessions that every service is to know, in
+// a stable order; each key with its ExpireTime. It fails with
+// ErrSigningKeysUnavailable when this instance has not refreshed for too long.
+func (r *Keyring) Published() ([]Key, []EndedSession, error) {
+	now := r.now()
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if len(r.keys) == 0 || now.Sub(r.refreshed) > publishFor {
+		return nil, nil, ErrSigningKeysUnavailable
+	}
+	var keys []Key
+	for _, k := range r.keys {
+		if k.ExpireTime = r.schedule.expiry(k, now); k.ExpireTime.After(now) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, bySignFrom)
+	ended := make([]EndedSession, 0, len(r.ended)+len(r.endedHere))
+	for _, sessions := range []map[string]time.Time{r.ended, r.endedHere} {
+		for id, until := range sessions {
+			if until.After(now) {
+				ended = append(ended, EndedSession{ID: id, ExpireTime: until})
+			}
+		}
+	}
+	slices.SortFunc(ended, func(a, b EndedSession) int { return strings.Compare(a.ID, b.ID) })
+	return keys, ended, nil
+}
+
+// End remembers a session that was ended on this instance, so that it is
+// effective here at once.
+func (r *Keyring) End(e EndedSession) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, stored := r.ended[e.ID]; !stored {
+		r.endedHere[e.ID] = e.ExpireTime
+	}
+}
+
+// PublicKey implements auth.Keys.
+func (r *Keyring) PublicKey(keyID string) (ed25519.PublicKey, bool) {
+	now := r.now()
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, k := range r.keys {
+		if k.ID == keyID {
+			return k.Public, r.schedule.expiry(k, now).After(now)
+		}
+	}
+	return nil, false
+}
+
+// SessionEnded implements auth.Keys.
+func (r *Keyring) SessionEnded(sessionID string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, stored := r.ended[sessionID]
+	_, here := r.endedHere[sessionID]
+	return stored || here
+}
+
+// Available tells auth.Verifier that no token can be judged while ended
+// sessions are not known.
+func (r *Keyring) Available() error {
+	now := r.now()
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if age := now.Sub(r.refreshed); age > verifyFor {
+		return fmt.Errorf("the signing keys and ended sessions were last read %s ago", age.Round(time.Second))
+	}
+	return nil
+}

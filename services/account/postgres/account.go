@@ -1,0 +1,80 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/marquee-ads/marquee/services/account"
+	"github.com/marquee-ads/marquee/services/account/postgres/query"
+)
+
+// FindSignUp implements account.Store.
+func (s *Store) FindSignUp(ctx context.Context, requestID, nameKey string, now time.Time) (*account.SignUp, bool, error) {
+	var row query.SignUpAndNameRow
+	err := s.read(ctx, func(ctx context.Context) (err error) {
+		row, err = s.q.SignUpAndName(ctx, query.SignUpAndNameParams{RequestID: requestID, NameKey: nameKey, Now: now})
+		return err
+	})
+	if err != nil || !row.Found || row.CreateTime == nil {
+		return nil, row.NameTaken, err
+	}
+	return &account.SignUp{
+		RequestID: requestID, Fingerprint: row.Fingerprint,
+		Account: account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()},
+	}, row.NameTaken, nil
+}
+
+// CreateAccount implements account.Store.
+func (s *Store) CreateAccount(ctx context.Context, up account.SignUp, passwordHash string) (account.SignUp, error) {
+	var winner account.SignUp
+	err := s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		winner = up
+		claimed, err := q.ClaimRequestID(ctx, query.ClaimRequestIDParams{
+			RequestID: up.RequestID, Fingerprint: up.Fingerprint, AccountID: up.Account.ID,
+			ExpireTime: up.ExpireTime, Now: up.Account.CreateTime,
+		})
+		if err != nil {
+			return err
+		}
+		if claimed == 0 {
+			row, err := q.SignUp(ctx, up.RequestID)
+			winner = account.SignUp{
+				RequestID: up.RequestID, Fingerprint: row.Fingerprint, ExpireTime: row.ExpireTime.UTC(),
+				Account: account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()},
+			}
+			return err
+		}
+		return q.InsertAccount(ctx, query.InsertAccountParams{
+			AccountID: up.Account.ID, Name: up.Account.Name, NameKey: account.NameKey(up.Account.Name),
+			PasswordHash: passwordHash, CreateTime: up.Account.CreateTime,
+		})
+	})
+	return winner, err
+}
+
+// FindAccount implements account.Store.
+func (s *Store) FindAccount(ctx context.Context, accountID string) (account.Account, error) {
+	var row query.AccountRow
+	err := s.read(ctx, func(ctx context.Context) (err error) {
+		row, err = s.q.Account(ctx, accountID)
+		return err
+	})
+	return account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()}, err
+}
+
+// FindPassword implements account.Store.
+func (s *Store) FindPassword(ctx context.Context, nameKey string) (account.Account, string, error) {
+	var row query.PasswordRow
+	err := s.read(ctx, func(ctx context.Context) (err error) {
+		row, err = s.q.Password(ctx, nameKey)
+		return err
+	})
+	return account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()}, row.PasswordHash, err
+}
+
+// ReplacePasswordHash implements account.Store.
+func (s *Store) ReplacePasswordHash(ctx context.Context, accountID, oldHash, newHash string) error {
+	return s.call(ctx, func(ctx context.Context) error {
+		return s.q.ReplacePasswordHash(ctx, query.ReplacePasswordHashParams{AccountID: accountID, OldHash: oldHash, NewHash: newHash})
+	})
+}
