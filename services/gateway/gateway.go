@@ -1,0 +1,216 @@
+// Package gateway is the only door of the platform for people and programs:
+// REST/JSON and native gRPC to every service in the registry, none of which it
+// knows beforehand.
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/marquee-ads/marquee/services/gateway/backend"
+	"github.com/marquee-ads/marquee/services/gateway/catalog"
+	"github.com/marquee-ads/marquee/services/gateway/deadline"
+	"github.com/marquee-ads/marquee/services/gateway/proxy"
+	"github.com/marquee-ads/marquee/services/gateway/rest"
+)
+
+// Config is what is configured of the gateway itself, beside what every service
+// has.
+type Config struct {
+	HTTPListen string `default:"127.0.0.1:0" name:"http-listen" help:"Address of the door for REST/JSON (HTTP/1.1 and HTTP/2)."`
+	GRPCListen string `default:"127.0.0.1:0" name:"grpc-listen" help:"Address of the door for native gRPC."`
+
+	TLSCertFile string `type:"path" name:"tls-cert-file" help:"Certificate chain (PEM) of both doors. Empty: plaintext, behind a load balancer that has it."`
+	TLSKeyFile  string `type:"path" name:"tls-key-file" help:"Private key (PEM) that belongs to the certificate."`
+	BehindTLS   bool   `name:"behind-tls" help:"Production: a load balancer in front ends TLS, so that the doors may be plaintext outside loopback."`
+
+	ServedBy  bool   `default:"true" negatable:"" help:"Tell callers in x-served-by which instance answered."`
+	AccessLog string `default:"failures" enum:"failures,all" help:"Requests that are logged: failures (those that were not the caller's fault) or all."`
+
+	MaxBodyBytes    int64 `default:"1048576" help:"Largest body of a REST request, in bytes."`
+	MaxMessageBytes int   `default:"4194304" help:"Largest gRPC message in either direction, in bytes."`
+
+	BodyTimeout    time.Duration `default:"10s" help:"How long a REST request's body may take to arrive."`
+	DefaultTimeout time.Duration `default:"15s" help:"Deadline of unary calls whose caller sets none."`
+	MaxTimeout     time.Duration `default:"1m" help:"Longest deadline of a unary call, whatever its caller asks for."`
+	StreamTimeout  time.Duration `default:"1h" help:"Longest time a stream may last; its caller opens it again."`
+}
+
+// Validate reports everything that is wrong, each with the flag and the fix.
+func (c Config) Validate() error {
+	var problems []error
+	wrong := func(flag, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	for _, a := range []struct{ flag, address string }{{"http-listen", c.HTTPListen}, {"grpc-listen", c.GRPCListen}} {
+		if _, _, err := net.SplitHostPort(a.address); err != nil {
+			wrong(a.flag, "%q is not an address; use host:port, for example 127.0.0.1:8080", a.address)
+		}
+	}
+	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
+		wrong("tls-cert-file", "certificate and key belong together; set --tls-cert-file and --tls-key-file, or neither")
+	}
+	if c.MaxBodyBytes < 1 || c.MaxBodyBytes > 1<<30 {
+		wrong("max-body-bytes", "%d is out of range; use 1 to 1073741824", c.MaxBodyBytes)
+	}
+	if c.MaxMessageBytes < 1024 || c.MaxMessageBytes > 1<<30 {
+		wrong("max-message-bytes", "%d is out of range; use 1024 to 1073741824", c.MaxMessageBytes)
+	}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"body-timeout", c.BodyTimeout}, {"default-timeout", c.DefaultTimeout},
+		{"max-timeout", c.MaxTimeout}, {"stream-timeout", c.StreamTimeout},
+	} {
+		if d.value <= 0 {
+			wrong(d.flag, "%s is not a time that something can take; use for example 10s", d.value)
+		}
+	}
+	if c.DefaultTimeout > c.MaxTimeout {
+		wrong("default-timeout", "%s is more than --max-timeout, %s; lower it", c.DefaultTimeout, c.MaxTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// ValidateProduction reports what is wrong for production on top of Validate:
+// doors that everybody may reach speak TLS, or somebody in front of them does.
+func (c Config) ValidateProduction() error {
+	if c.TLSCertFile != "" || c.BehindTLS {
+		return nil
+	}
+	var problems []error
+	for _, a := range []struct{ flag, address string }{{"http-listen", c.HTTPListen}, {"grpc-listen", c.GRPCListen}} {
+		host, _, _ := net.SplitHostPort(a.address)
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			problems = append(problems, fmt.Errorf("--%s: %s is not on loopback and unencrypted; set --tls-cert-file and --tls-key-file, or --behind-tls where a load balancer in front ends TLS", a.flag, a.address))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (c Config) limits() deadline.Limits {
+	return deadline.Limits{Default: c.DefaultTimeout, Max: c.MaxTimeout, Stream: c.StreamTimeout}
+}
+
+// Surroundings are what the gateway needs of the process it runs in.
+type Surroundings struct {
+	Registry       catalog.Registry
+	Dial           backend.Dial
+	EnvironmentTag string
+	// Plaintext says that Dial reaches instances that speak no mesh TLS.
+	Plaintext bool
+	Log       hclog.Logger
+	Metrics   prometheus.Registerer
+	// Failed is called when a door closes by itself.
+	Failed func(error)
+}
+
+// Gateway is the catalog and the two doors to what is in it.
+type Gateway struct {
+	Catalog *catalog.Catalog
+
+	cfg    Config
+	failed func(error)
+	grpc   *proxy.Door
+	http   *rest.Door
+
+	httpListener, grpcListener net.Listener
+}
+
+// New puts the gateway together. Nothing runs yet: the process runs Catalog.Run
+// and calls Open.
+func New(cfg Config, around Surroundings) (*Gateway, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	chain, err := stages(cfg, around.Log, around.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	var security *tls.Config
+	if cfg.TLSCertFile != "" {
+		if security, err = serverTLS(cfg.TLSCertFile, cfg.TLSKeyFile); err != nil {
+			return nil, err
+		}
+	}
+	services := catalog.New(catalog.Options{
+		Registry:       around.Registry,
+		Dial:           around.Dial,
+		EnvironmentTag: around.EnvironmentTag,
+		Connect:        !around.Plaintext,
+		MaxMessage:     cfg.MaxMessageBytes,
+		Log:            around.Log.Named("catalog"),
+	})
+	return &Gateway{
+		Catalog: services,
+		cfg:     cfg,
+		failed:  around.Failed,
+		grpc: proxy.New(proxy.Options{
+			Catalog: services, Stages: chain, Limits: cfg.limits(),
+			MaxMessage: cfg.MaxMessageBytes, ServedBy: cfg.ServedBy, TLS: security,
+		}),
+		http: rest.New(rest.Options{
+			Catalog: services, Stages: chain, Limits: cfg.limits(),
+			MaxBody: cfg.MaxBodyBytes, BodyTimeout: cfg.BodyTimeout, ServedBy: cfg.ServedBy, TLS: security,
+			Log: around.Log,
+		}),
+	}, nil
+}
+
+// Open opens both doors. The context bounds the opening, not what follows.
+func (g *Gateway) Open(ctx context.Context) error {
+	var listen net.ListenConfig
+	var err error
+	if g.httpListener, err = listen.Listen(ctx, "tcp", g.cfg.HTTPListen); err != nil {
+		return fmt.Errorf("--http-listen: %w", err)
+	}
+	if g.grpcListener, err = listen.Listen(ctx, "tcp", g.cfg.GRPCListen); err != nil {
+		return errors.Join(fmt.Errorf("--grpc-listen: %w", err), g.httpListener.Close())
+	}
+	g.http.Serve(g.httpListener, g.failed)
+	g.grpc.Serve(g.grpcListener, g.failed)
+	return nil
+}
+
+// HTTPAddr is where the door for REST/JSON is, once open.
+func (g *Gateway) HTTPAddr() net.Addr { return g.httpListener.Addr() }
+
+// GRPCAddr is where the door for native gRPC is, once open.
+func (g *Gateway) GRPCAddr() net.Addr { return g.grpcListener.Addr() }
+
+// Ready returns nil once the catalog is in sync; see catalog.Synced.
+func (g *Gateway) Ready(ctx context.Context) error {
+	select {
+	case <-g.Catalog.Synced():
+		return nil
+	default:
+	}
+	select {
+	case <-g.Catalog.Synced():
+		return nil
+	case <-ctx.Done():
+		return errors.New("the services are not known yet")
+	}
+}
+
+// Drain has clients told that this gateway is leaving; both doors still serve.
+func (g *Gateway) Drain() {
+	g.http.Drain()
+	g.grpc.Drain()
+}
+
+// Close closes both doors at once and waits for the calls in flight, at the
+// longest until ctx ends.
+func (g *Gateway) Close(ctx context.Context) error {
+	closed := make(chan error)
+	go func() { closed <- g.grpc.Stop(ctx) }()
+	return errors.Join(g.http.Stop(ctx), <-closed)
+}
