@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+
+	"github.com/marquee-ads/marquee/e2e/load"
+	"github.com/marquee-ads/marquee/e2e/scenario"
+	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/discovery"
+	"github.com/marquee-ads/marquee/platform/edges"
+	"github.com/marquee-ads/marquee/platform/jobs"
+	"github.com/marquee-ads/marquee/platform/mesh"
+	"github.com/marquee-ads/marquee/platform/stack"
+	"github.com/marquee-ads/marquee/platform/tools"
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+)
+
+// environment is what the job files run as.
+const environment = "development"
+
+// the is the platform that all scenarios share; TestMain brings it up.
+var the *platform
+
+type platform struct {
+	*stack.Stack
+	root  string
+	edges edges.Edges
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if flag.Lookup("test.list").Value.String() != "" {
+		os.Exit(m.Run()) // which only lists
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := 1
+	if err := bringUp(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: bring the platform up:", err)
+	} else {
+		// Ctrl-C takes the platform away, and the scenario under way with it.
+		done := context.AfterFunc(ctx, func() { takeDown(); os.Exit(130) })
+		code = m.Run()
+		done()
+	}
+	takeDown()
+	stop()
+	os.Exit(code)
+}
+
+func bringUp(ctx context.Context) error {
+	root, err := tools.Root()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	files := []string{filepath.Join(root, "nomad-jobs", "edges.hcl"), filepath.Join(root, "e2e", "jobs", "edges.hcl")}
+	s, err := stack.Open(stack.Config{
+		Root:          root,
+		Cluster:       cluster.Config{Dir: cluster.Folder(root, "e2e"), Name: "e2e"},
+		VariableFiles: []string{filepath.Join(root, "nomad-jobs", "vars", "local.hcl")},
+		EdgesFiles:    files,
+		Services: append(stack.Services(), stack.Service{
+			Name: "echo", File: "e2e/jobs/echo.nomad.hcl", Binaries: map[string]string{"echo_binary": "echod"},
+		}),
+		Progress: func(line string) { fmt.Printf("%6.1fs  %s\n", time.Since(began).Seconds(), line) },
+	})
+	if err != nil {
+		return err
+	}
+	the = &platform{Stack: s, root: root}
+	// What an interrupted run left would make this one's figures its own.
+	if err := s.Cluster().Wipe(ctx); err != nil {
+		return err
+	}
+	var text []byte
+	for _, file := range files {
+		more, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		text = append(append(text, more...), '\n')
+	}
+	if the.edges, err = edges.Parse(text, "edges.hcl"); err != nil {
+		return err
+	}
+	if err := s.Prepare(ctx); err != nil {
+		return err
+	}
+	if _, err := s.DeployAll(ctx); err != nil {
+		return err
+	}
+	_, err = s.WaitServed(ctx, "/v1/signing-keys")
+	return err
+}
+
+func takeDown() {
+	if the == nil || os.Getenv("MARQUEE_E2E_KEEP") != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	if err := the.Cluster().Wipe(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: take the platform down:", err)
+	}
+}
+
+// begin bounds a test in time and prints what the services logged when it fails.
+func begin(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		for _, s := range the.Services() {
+			var logs bytes.Buffer
+			if err := the.Jobs().Logs(ctx, s.Name, jobs.LogOptions{Lines: 60}, &logs); err != nil {
+				t.Logf("logs of %s: %v", s.Name, err)
+				continue
+			}
+			t.Logf("logs of %s:\n%s", s.Name, logs.String())
+		}
+	})
+	// A scenario starts from the whole platform, whatever the one before left.
+	for _, s := range the.Services() {
+		_, err := the.Jobs().WaitReady(ctx, s.Name)
+		require.NoError(t, err)
+	}
+	return ctx
+}
+
+// doors are clients of all gateways.
+type doors struct {
+	rest *load.REST
+	grpc *grpc.ClientConn
+}
+
+func openDoors(t *testing.T, ctx context.Context) doors {
+	t.Helper()
+	found, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
+	require.NoError(t, err)
+	require.Len(t, found, 2, "gateways")
+	var bases, addresses []string
+	for _, g := range found {
+		bases = append(bases, "http://"+g.HTTP)
+		addresses = append(addresses, g.GRPC)
+	}
+	d := doors{rest: load.NewREST(bases...)}
+	t.Cleanup(d.rest.Close)
+	d.grpc, err = load.DialGRPC(addresses...)
+	require.NoError(t, err)
+	t.Cleanup(func() { d.grpc.Close() })
+	return d
+}
+
+// keyReads are cheap calls through both doors.
+func (d doors) keyReads() []load.Op {
+	account := accountv1.NewAccountServiceClient(d.grpc)
+	return []load.Op{
+		{Name: "REST GetSigningKeys", Call: func(ctx context.Context) (string, error) {
+			return d.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys", Idempotent: true}, nil)
+		}},
+		load.GRPC("gRPC GetSigningKeys", func(ctx context.Context, opts ...grpc.CallOption) error {
+			_, err := account.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{}, opts...)
+			return err
+		}),
+	}
+}
+
+// instances are the ids of a service's healthy instances, as Consul has them.
+func instances(ctx context.Context, service string) ([]string, error) {
+	entries, _, err := the.Cluster().Consul().Health().Service(service, "", true, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Service.ID)
+	}
+	return ids, err
+}
+
+// healthy waits until a service has n healthy instances in Consul.
+func healthy(t *testing.T, ctx context.Context, service string, n int, limit time.Duration) time.Duration {
+	t.Helper()
+	return scenario.Eventually(ctx, t, limit, fmt.Sprintf("%s has %d healthy instances", service, n), func() error {
+		ids, err := instances(ctx, service)
+		if err == nil && len(ids) != n {
+			err = fmt.Errorf("it has %d", len(ids))
+		}
+		return err
+	})
+}
+
+// processes are those of a service's job by allocation.
+func processes(t *testing.T, program string) map[string]int {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/environ")
+	require.NoError(t, err)
+	found := map[string]int{}
+	for _, path := range all {
+		exe, err := os.Readlink(filepath.Join(filepath.Dir(path), "exe"))
+		if err != nil || filepath.Base(exe) != program {
+			continue
+		}
+		environ, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(environ, []byte(the.Cluster().Dir()+"/")) {
+			continue // of another cluster
+		}
+		for _, variable := range strings.Split(string(environ), "\x00") {
+			if alloc, ok := strings.CutPrefix(variable, "NOMAD_ALLOC_ID="); ok {
+				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+				require.NoError(t, err)
+				found[alloc] = pid
+			}
+		}
+	}
+	return found
+}
+
+// kill ends n processes of a program as a crash would, and returns them by
+// allocation.
+func kill(t *testing.T, program string, n int) map[string]int {
+	t.Helper()
+	killed := map[string]int{}
+	for alloc, pid := range processes(t, program) {
+		if len(killed) == n {
+			break
+		}
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		killed[alloc] = pid
+	}
+	require.Len(t, killed, n, "%s processes to kill", program)
+	return killed
+}
+
+// as joins the mesh from this process as a service, with the operator's rights.
+func as(t *testing.T, service string) mesh.Mesh {
+	t.Helper()
+	log := hclog.NewNullLogger()
+	found := discovery.New(the.Cluster().Consul(), discovery.Options{Log: log})
+	t.Cleanup(func() { found.Close() })
+	m, err := mesh.Native(context.WithoutCancel(t.Context()), mesh.NativeConfig{
+		Consul: the.Cluster().Consul(), Service: service, Environment: environment, Log: log,
+		Resolver: discovery.NewBuilder(found, environment), Watcher: found,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	require.NoError(t, m.Ready(ctx))
+	return m
+}
+
+// byHand starts one more instance of a service outside Nomad.
+func byHand(t *testing.T, ctx context.Context, service, program string) *exec.Cmd {
+	t.Helper()
+	extra, err := the.ByHand(ctx, service)
+	require.NoError(t, err)
+	variables, err := the.Variables()
+	require.NoError(t, err)
+	set := map[string]string{"PATH": os.Getenv("PATH"), "HOME": t.TempDir()}
+	for _, v := range the.Cluster().Env() {
+		set[v.Name] = v.Value
+	}
+	maps.Copy(set, extra)
+	cmd := exec.Command(variables[service+"_binary"], "--listen", ":0") //nolint:gosec // our own binary
+	for name, value := range set {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	log := filepath.Join(t.TempDir(), program+".log")
+	out, err := os.Create(log)
+	require.NoError(t, err)
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			text, _ := os.ReadFile(log)
+			t.Logf("log of the %s started by hand:\n%s", program, text)
+		}
+	})
+	return cmd
+}
