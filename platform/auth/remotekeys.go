@@ -230,6 +230,3 @@ func (k *RemoteKeys) Available() error {
 	}
 	return errors.New("the signing keys have not been read yet")
 }
-
-// Check is Available as a requirement of the service (Service.Require).
-func (k *RemoteKeys) Check(context.Context) error { return k.Available() }

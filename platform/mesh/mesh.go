@@ -59,11 +59,6 @@ type Identity struct {
 
 type identityKey struct{}
 
-// ContextWithPeer returns a context that carries the calling service's identity.
-func ContextWithPeer(ctx context.Context, id Identity) context.Context {
-	return context.WithValue(ctx, identityKey{}, id)
-}
-
 // PeerFromContext is the service that made the call, as the mesh proved it.
 // It is absent in sidecar mode, where Envoy has checked it, and in plaintext.
 func PeerFromContext(ctx context.Context) (Identity, bool) {

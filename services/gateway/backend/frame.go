@@ -37,9 +37,6 @@ func (f *Frame) Bytes() []byte {
 	}
 }
 
-// Len is the size of the message in bytes.
-func (f *Frame) Len() int { return f.data.Len() }
-
 // Free gives the buffers back. The frame is empty afterwards.
 func (f *Frame) Free() {
 	f.data.Free()
