@@ -438,7 +438,11 @@ func TestRunFlood(t *testing.T) {
 			require.Eventually(t, func() bool {
 				return count(codes.ResourceExhausted)+count(codes.Unauthenticated) > answered
 			}, 20*time.Second, 10*time.Millisecond, "the flood does not begin")
+			served := count(codes.Unauthenticated)
 			flooded = append(flooded, measure()...)
+			// A quick machine measures within the time that one hash takes.
+			require.Eventually(t, func() bool { return count(codes.Unauthenticated) > served },
+				20*time.Second, 10*time.Millisecond, "no log-in is served in the flood")
 		}()
 	}
 	slices.Sort(calm)
