@@ -51,6 +51,37 @@ func (s *Server) Whoami(ctx context.Context, _ *echov1.WhoamiRequest) (*echov1.W
 	return &echov1.WhoamiResponse{AccountId: caller.AccountID, CallingService: peer.Service}, nil
 }
 
+// Visit says with which role the caller is in the organisation.
+func (s *Server) Visit(ctx context.Context, r *echov1.VisitRequest) (*echov1.VisitResponse, error) {
+	caller, ok := auth.CallerFromContext(ctx)
+	if !ok {
+		return nil, auth.ErrTokenMissing
+	}
+	role, _ := caller.Role(r.GetOrganisationId())
+	return &echov1.VisitResponse{CallerId: caller.ID(), Role: role.Proto()}, nil
+}
+
+// Tour is Visit for each organisation that comes.
+func (s *Server) Tour(stream grpc.BidiStreamingServer[echov1.TourRequest, echov1.TourResponse]) error {
+	caller, ok := auth.CallerFromContext(stream.Context())
+	if !ok {
+		return auth.ErrTokenMissing
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		role, _ := caller.Role(r.GetPlace().GetOrganisationId())
+		if err := stream.Send(&echov1.TourResponse{Role: role.Proto()}); err != nil {
+			return err
+		}
+	}
+}
+
 // Repeat sends the text count times, or until the caller leaves.
 func (s *Server) Repeat(r *echov1.RepeatRequest, stream grpc.ServerStreamingServer[echov1.RepeatResponse]) error {
 	response := &echov1.RepeatResponse{Text: r.GetText()}

@@ -21,7 +21,14 @@ type keyring struct {
 	mu    sync.Mutex
 	keys  map[string]ed25519.PublicKey
 	ended map[string]bool
+	roles map[string]int64
 	asked int
+}
+
+func (k *keyring) RolesVersion(accountID string) int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.roles[accountID]
 }
 
 func (k *keyring) PublicKey(id string) (ed25519.PublicKey, bool) {
@@ -195,6 +202,68 @@ func TestVerifyAgain(t *testing.T) {
 	t.Run("Expired", func(t *testing.T) {
 		clock = now.Add(5*time.Minute + 3*time.Second)
 		require.ErrorIs(t, verify(), auth.ErrTokenExpired)
+	})
+}
+
+func TestAuthorize(t *testing.T) {
+	i := newIssuer(t)
+	v := i.verifier()
+	person := claims()
+	person["org"] = map[string]string{"org_1": "owner", "org_2": "viewer", "org_3": "emperor"}
+	person["rv"] = 7
+	program := claims()
+	program["sub"], program["sid"] = "apk_1", "apk_1"
+	program["org"] = map[string]string{"org_1": "operator"}
+	verify := func(t *testing.T, c jwt.MapClaims) auth.Caller {
+		caller, err := v.Verify(context.Background(), i.token(t, c))
+		require.NoError(t, err)
+		return caller
+	}
+	owners := []auth.Role{auth.Owner}
+	for name, tc := range map[string]struct {
+		claims       jwt.MapClaims
+		organisation string
+		allowed      []auth.Role
+		version      int64
+		want         error
+	}{
+		"OK":                  {person, "org_1", owners, 0, nil},
+		"OKOneOfSeveral":      {person, "org_2", []auth.Role{auth.Operator, auth.Viewer}, 0, nil},
+		"OKOfThisVersion":     {person, "org_1", owners, 7, nil},
+		"OKProgram":           {program, "org_1", auth.AllRoles(), 0, nil},
+		"ErrRolesChanged":     {person, "org_1", owners, 8, auth.ErrRolesChanged},
+		"ErrNotAMember":       {person, "org_9", owners, 0, auth.ErrNotAMember},
+		"ErrNoOrganisation":   {person, "", auth.AllRoles(), 0, auth.ErrNotAMember},
+		"ErrNoRoles":          {claims(), "org_1", auth.AllRoles(), 0, auth.ErrNotAMember},
+		"ErrRoleNotAllowed":   {person, "org_2", owners, 0, auth.ErrRoleNotAllowed},
+		"ErrUnknownRole":      {person, "org_3", auth.AllRoles(), 0, auth.ErrRoleNotAllowed},
+		"ErrProgram":          {program, "org_1", owners, 0, auth.ErrRoleNotAllowed},
+		"ErrProgramOfAnother": {program, "org_2", auth.AllRoles(), 0, auth.ErrNotAMember},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i.keys.roles = map[string]int64{"acc_1": tc.version}
+			require.ErrorIs(t, v.Authorize(verify(t, tc.claims), tc.organisation, tc.allowed), tc.want)
+		})
+	}
+	t.Run("OKCaller", func(t *testing.T) {
+		caller := verify(t, program)
+		require.Equal(t, [3]string{"", "apk_1", "apk_1"}, [3]string{caller.AccountID, caller.APIKeyID, caller.ID()})
+		role, ok := caller.Role("org_1")
+		require.True(t, ok)
+		require.Equal(t, auth.Operator, role)
+		require.Equal(t, "acc_1", verify(t, person).ID())
+	})
+	t.Run("ErrTellsWhichRolesWouldDo", func(t *testing.T) {
+		f, ok := fault.From(auth.RoleNotAllowed([]auth.Role{auth.Owner, auth.Operator}))
+		require.True(t, ok)
+		require.Equal(t, "owner operator", f.Meta["roles"])
+		require.ErrorContains(t, f, "it needs to be owner or operator")
+	})
+	t.Run("ErrRolesOfAnotherForm", func(t *testing.T) {
+		c := claims()
+		c["org"] = []string{"org_1"}
+		_, err := v.Verify(context.Background(), i.token(t, c))
+		require.ErrorIs(t, err, auth.ErrTokenInvalid)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -16,8 +17,9 @@ import (
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
 
-// A log-out is effective within ten seconds; up to 30 s where a service cannot
-// reach account. The worst sums:
+// A log-out, the revocation of an API key and a change of roles are effective
+// within ten seconds; up to 30 s where a service cannot reach account. The worst
+// sums:
 //
 //	  3 s  PublishedAge: account answers with what it read before the log-out
 //	+ 3 s  PollInterval: the first question that is late enough is asked
@@ -75,6 +77,7 @@ type snapshot struct {
 	at    time.Time
 	keys  map[string]publishedKey
 	ended map[string]struct{}
+	roles map[string]int64 // by account, the least version that is not stale
 }
 
 type publishedKey struct {
@@ -166,6 +169,7 @@ func (k *RemoteKeys) fetch(ctx context.Context) error {
 		at:    asked,
 		keys:  make(map[string]publishedKey, len(answer.GetKeys())),
 		ended: make(map[string]struct{}, len(answer.GetEndedSessions())),
+		roles: make(map[string]int64, len(answer.GetChangedAccounts())),
 	}
 	for _, key := range answer.GetKeys() {
 		if len(key.GetPublicKey()) != ed25519.PublicKeySize {
@@ -180,6 +184,9 @@ func (k *RemoteKeys) fetch(ctx context.Context) error {
 	}
 	for _, session := range answer.GetEndedSessions() {
 		s.ended[session.GetSessionId()] = struct{}{}
+	}
+	for _, changed := range answer.GetChangedAccounts() {
+		s.roles[changed.GetAccountId()] = changed.GetRolesVersion()
 	}
 	k.current.Store(s)
 	return nil
@@ -215,6 +222,15 @@ func (k *RemoteKeys) SessionEnded(sessionID string) bool {
 	}
 	_, ended := s.ended[sessionID]
 	return ended
+}
+
+// RolesVersion is what account says of the account's roles.
+func (k *RemoteKeys) RolesVersion(accountID string) int64 {
+	s := k.current.Load()
+	if s == nil {
+		return math.MaxInt64
+	}
+	return s.roles[accountID]
 }
 
 // Available fails when the last answer is too old to be trusted (maxAge).

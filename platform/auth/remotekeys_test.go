@@ -110,9 +110,13 @@ func TestRemoteKeys(t *testing.T) {
 			require.False(t, k.SessionEnded("s1"))
 			a.set(func(a *account) {
 				a.answer.EndedSessions = []*accountv1.EndedSession{{SessionId: "s1"}}
+				a.answer.ChangedAccounts = []*accountv1.ChangedAccount{{AccountId: "acc_1", RolesVersion: 3}}
 			})
+			require.Zero(t, k.RolesVersion("acc_1"))
 			after(auth.PollInterval)
 			require.True(t, k.SessionEnded("s1"), "within an interval")
+			require.EqualValues(t, 3, k.RolesVersion("acc_1"))
+			require.Zero(t, k.RolesVersion("acc_2"))
 		})
 	})
 	t.Run("KeyExpiresBetweenFetches", func(t *testing.T) {
@@ -133,9 +137,10 @@ func TestRemoteKeys(t *testing.T) {
 				after(auth.PublishedAge)
 				a.set(func(a *account) {
 					a.slow, a.failures = slow, 1
-					a.answer = &accountv1.GetSigningKeysResponse{Keys: a.answer.GetKeys(), EndedSessions: []*accountv1.EndedSession{{SessionId: id}}}
+					a.answer = &accountv1.GetSigningKeysResponse{Keys: a.answer.GetKeys(), EndedSessions: []*accountv1.EndedSession{{SessionId: id}},
+						ChangedAccounts: []*accountv1.ChangedAccount{{AccountId: id, RolesVersion: 1}}}
 				})
-				for !k.SessionEnded(id) {
+				for !k.SessionEnded(id) || k.RolesVersion(id) == 0 {
 					require.Less(t, time.Since(began), auth.LogOutWithin)
 					after(time.Millisecond)
 				}

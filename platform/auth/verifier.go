@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -28,6 +30,15 @@ var (
 	ErrTokenInvalid = fault.New(fault.Unauthenticated, "TOKEN_INVALID", "the access token is not valid")
 	ErrTokenExpired = fault.New(fault.Unauthenticated, "TOKEN_EXPIRED", "the access token has expired")
 	ErrSessionEnded = fault.New(fault.Unauthenticated, "SESSION_ENDED", "the session of this access token has ended")
+)
+
+// Why a valid token does not let its caller do something.
+var (
+	ErrRolesChanged = fault.New(fault.Unauthenticated, "ROLES_CHANGED",
+		"the roles of this account changed after the access token was made: refresh the session")
+	ErrNotAMember     = fault.New(fault.PermissionDenied, "NOT_A_MEMBER", "you are not a member of this organisation")
+	ErrRoleNotAllowed = fault.New(fault.PermissionDenied, "ROLE_NOT_ALLOWED", "your role in this organisation does not allow this")
+	ErrAccountNeeded  = fault.New(fault.PermissionDenied, "ACCOUNT_NEEDED", "this is for people: an API key cannot do it")
 )
 
 // ErrKeysUnavailable says that no token can be judged now, because the signing
@@ -67,9 +78,45 @@ func NewVerifier(issuer, audience string, keys Keys, now func() time.Time) *Veri
 	}
 }
 
-type claims struct {
+// APIKeyPrefix begins the ids of API keys, and so the "sub" of their tokens.
+const APIKeyPrefix = "apk_"
+
+// Claims are the claims of an access token: the registered ones (RFC 7519), the
+// session, and the roles.
+type Claims struct {
 	jwt.RegisteredClaims
-	SessionID string `json:"sid"`
+	SessionID    string `json:"sid"`
+	Roles        Roles  `json:"org,omitempty"`
+	RolesVersion int64  `json:"rv,omitempty"`
+}
+
+// Authorize says whether a verified caller has one of the allowed roles in an
+// organisation. It fails with ErrRolesChanged, ErrNotAMember, or
+// ErrRoleNotAllowed, whose metadata names the roles that would do.
+func (v *Verifier) Authorize(c Caller, organisationID string, allowed []Role) error {
+	if c.rolesVersion < v.keys.RolesVersion(c.AccountID) {
+		return ErrRolesChanged
+	}
+	role, ok := c.roles[organisationID]
+	switch {
+	case !ok:
+		return ErrNotAMember
+	case !slices.Contains(allowed, role):
+		return RoleNotAllowed(allowed)
+	}
+	return nil
+}
+
+// RoleNotAllowed is ErrRoleNotAllowed with the roles that would do.
+func RoleNotAllowed(allowed []Role) error {
+	names := make([]string, len(allowed))
+	for i, r := range allowed {
+		names[i] = string(r)
+	}
+	e := *ErrRoleNotAllowed
+	e.Message = fmt.Sprintf("%s: it needs to be %s", e.Message, strings.Join(names, " or "))
+	e.Meta = map[string]string{"roles": strings.Join(names, " ")}
+	return &e
 }
 
 // Verify returns the caller whose token this is. It fails with one of this
@@ -118,7 +165,7 @@ type verified struct {
 
 func (v *Verifier) parse(token string) (verified, error) {
 	var (
-		c     claims
+		c     Claims
 		keyID string
 		key   ed25519.PublicKey
 	)
@@ -139,8 +186,12 @@ func (v *Verifier) parse(token string) (verified, error) {
 	if c.Subject == "" || c.SessionID == "" {
 		return verified{}, invalid("without account or session", nil)
 	}
+	caller := Caller{AccountID: c.Subject, SessionID: c.SessionID, roles: c.Roles, rolesVersion: c.RolesVersion}
+	if strings.HasPrefix(c.Subject, APIKeyPrefix) {
+		caller.AccountID, caller.APIKeyID = "", c.Subject
+	}
 	return verified{
-		caller:  Caller{AccountID: c.Subject, SessionID: c.SessionID},
+		caller:  caller,
 		keyID:   keyID,
 		key:     key,
 		expires: c.ExpiresAt.Time,
@@ -192,6 +243,9 @@ func (NoKeys) PublicKey(string) (ed25519.PublicKey, bool) { return nil, false }
 
 // SessionEnded knows no session.
 func (NoKeys) SessionEnded(string) bool { return false }
+
+// RolesVersion knows of no change.
+func (NoKeys) RolesVersion(string) int64 { return 0 }
 
 // Available says why no token can be verified.
 func (NoKeys) Available() error { return errors.New("this process runs without signing keys") }

@@ -3,7 +3,6 @@ package discovery
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -43,6 +42,12 @@ type Options struct {
 	// (default 10 s). A negative value always asks the leader: then nothing can
 	// be found while there is none.
 	MaxStale time.Duration
+	// Settle is how long after the agent came back an answer may add to what was
+	// known and take nothing away (default 5 s; negative: not at all). An agent
+	// that has just started calls everything on its machine unhealthy until it
+	// has checked it, and does not know what keeps itself registered until that
+	// has registered again.
+	Settle time.Duration
 	// Log receives one line when a watch starts failing and one when it works
 	// again; nil logs nothing.
 	Log hclog.Logger
@@ -56,6 +61,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.RetryMax, 5*time.Second)
 	setDefault(&o.Grace, 5*time.Minute)
 	setDefault(&o.MaxStale, 10*time.Second)
+	setDefault(&o.Settle, 5*time.Second)
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
 	}
@@ -117,6 +123,7 @@ func (c *Consul) Watch(ctx context.Context, q Query, update func([]Instance, err
 		fetch: func(opts *api.QueryOptions) ([]Instance, *api.QueryMeta, error) { return c.fetchInstances(q, opts) },
 		equal: equalInstances,
 		size:  func(list []Instance) int { return len(list) },
+		merge: mergeInstances,
 	}, update)
 }
 
@@ -126,8 +133,8 @@ func (c *Consul) Watch(ctx context.Context, q Query, update func([]Instance, err
 func (c *Consul) WatchServices(ctx context.Context, tags []string, update func([]string, error)) {
 	tags = slices.Sorted(slices.Values(tags))
 	filter := `ServiceKind != "connect-proxy"`
-	for _, tag := range slices.Compact(tags) {
-		filter += fmt.Sprintf(" and %s in ServiceTags", strconv.Quote(tag))
+	if with := hasTags("ServiceTags", slices.Compact(tags)); with != "" {
+		filter += " and " + with
 	}
 	watch(ctx, c, &c.services, filter, source[[]string]{
 		name: "the list of services",
@@ -146,6 +153,9 @@ func (c *Consul) WatchServices(ctx context.Context, tags []string, update func([
 		},
 		equal: slices.Equal[[]string],
 		size:  func(names []string) int { return len(names) },
+		merge: func(known, answer []string) []string {
+			return slices.Compact(slices.Sorted(slices.Values(slices.Concat(known, answer))))
+		},
 	}, update)
 }
 
@@ -156,15 +166,27 @@ func (c *Consul) resolveNow(q Query) {
 
 func (c *Consul) fetchInstances(q Query, opts *api.QueryOptions) ([]Instance, *api.QueryMeta, error) {
 	opts.Datacenter, opts.Near = q.Datacenter, q.Near
-	ask := c.client.Health().ServiceMultipleTags
+	ask := c.client.Health().Service
 	if q.Connect {
-		ask = c.client.Health().ConnectMultipleTags
+		ask = c.client.Health().Connect
 	}
-	entries, meta, err := ask(q.Service, q.Tags, true, opts)
+	// Not the parameter tag, which Consul leaves unread where it is asked for
+	// Connect: it would have one environment dial another's instances.
+	opts.Filter = hasTags("Service.Tags", q.Tags)
+	entries, meta, err := ask(q.Service, "", true, opts)
 	if err != nil {
 		return nil, nil, err
 	}
 	return instancesOf(entries, q.Near == ""), meta, nil
+}
+
+// hasTags is Consul's filter for a list that contains all tags; empty for none.
+func hasTags(list string, tags []string) string {
+	conditions := make([]string, len(tags))
+	for i, tag := range tags {
+		conditions[i] = strconv.Quote(tag) + " in " + list
+	}
+	return strings.Join(conditions, " and ")
 }
 
 // canonical makes equal queries identical.
@@ -235,6 +257,20 @@ func equalInstances(a, b []Instance) bool {
 	sortInstances(a)
 	sortInstances(b)
 	return slices.EqualFunc(a, b, Instance.equal)
+}
+
+// mergeInstances is the answer, and those known whose address is not in it.
+func mergeInstances(known, answer []Instance) []Instance {
+	merged := slices.Clone(answer)
+	for _, instance := range known {
+		if !slices.ContainsFunc(answer, func(i Instance) bool { return i.Address == instance.Address }) {
+			merged = append(merged, instance)
+		}
+	}
+	if len(merged) > len(answer) {
+		sortInstances(merged)
+	}
+	return merged
 }
 
 // jitter is d, 10 % more or less, so that the queries of many processes that

@@ -26,6 +26,8 @@ type source[T any] struct {
 	fetch func(opts *api.QueryOptions) (T, *api.QueryMeta, error)
 	equal func(a, b T) bool
 	size  func(T) int
+	// merge is an answer, and what was known and is not in it.
+	merge func(known, answer T) T
 }
 
 // pool holds the feeds of a process by query.
@@ -181,10 +183,15 @@ func (f *feed[T]) run(ctx context.Context) {
 		last     uint64 // of the answer that stands
 		failures int
 		leader   = f.opts.MaxStale < 0
+		settled  time.Time // from when on an answer may take away
 	)
 	for {
 		started := time.Now()
-		value, meta, err := f.ask(ctx, index, api.QueryOptions{AllowStale: !leader})
+		wait := jitter(f.opts.WaitTime)
+		if settling := time.Until(settled); settling > 0 {
+			wait = min(wait, settling)
+		}
+		value, meta, err := f.ask(ctx, index, api.QueryOptions{AllowStale: !leader, WaitTime: wait})
 		if err == nil && f.doubtful(value, meta, last) {
 			value, meta, err = f.ask(ctx, 0, api.QueryOptions{RequireConsistent: true})
 		}
@@ -192,7 +199,10 @@ func (f *feed[T]) run(ctx context.Context) {
 			return
 		}
 		if err == nil {
-			err = f.accept(value, meta, leader)
+			if failures > 0 && f.opts.Settle > 0 {
+				settled = time.Now().Add(f.opts.Settle)
+			}
+			err = f.accept(value, meta, leader, time.Now().Before(settled))
 			// Too old: ask the leader once, then any server again.
 			leader = f.opts.MaxStale < 0 || err != nil
 		}
@@ -253,7 +263,6 @@ func (f *feed[T]) ask(ctx context.Context, index uint64, opts api.QueryOptions) 
 	limit := f.opts.Timeout
 	opts.WaitIndex = index
 	if index > 0 {
-		opts.WaitTime = jitter(f.opts.WaitTime)
 		// Consul adds up to a sixteenth of its own.
 		limit += opts.WaitTime + opts.WaitTime/16
 	}
@@ -266,8 +275,9 @@ func (f *feed[T]) ask(ctx context.Context, index uint64, opts api.QueryOptions) 
 	return value, meta, nil
 }
 
-// accept publishes an answer unless it is not to be believed.
-func (f *feed[T]) accept(value T, meta *api.QueryMeta, leader bool) error {
+// accept publishes an answer unless it is not to be believed. While the agent is
+// settling what was known stays.
+func (f *feed[T]) accept(value T, meta *api.QueryMeta, leader, settling bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.source.size(value) == 0 && meta.ResultsFilteredByACLs {
@@ -276,6 +286,9 @@ func (f *feed[T]) accept(value T, meta *api.QueryMeta, leader bool) error {
 	// An old answer is better than none at all.
 	if !leader && meta.LastContact > f.opts.MaxStale && f.state.answered {
 		return fmt.Errorf("ask consul for %s: the answer is %s old", f.source.name, meta.LastContact)
+	}
+	if settling && f.state.answered {
+		value = f.source.merge(f.state.value, value)
 	}
 	f.publish(state[T]{answered: true, value: value})
 	return nil

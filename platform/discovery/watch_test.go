@@ -27,7 +27,7 @@ const (
 func quick() discovery.Options {
 	return discovery.Options{
 		WaitTime: time.Second, Timeout: time.Second, MinInterval: 10 * time.Millisecond,
-		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond,
+		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond, Settle: -1,
 	}
 }
 
@@ -169,6 +169,30 @@ func TestWatch(t *testing.T) {
 		c := newConsul(t, client, quick())
 		follow(t, c, discovery.Query{Service: "native"}).expect(t, "1,2")
 		follow(t, c, discovery.Query{Service: "native", Connect: true}).expect(t, "2")
+	})
+
+	// Consul's own parameter for tags has no effect there.
+	t.Run("connect finds instances with all tags only", func(t *testing.T) {
+		for port, tags := range [][]string{{"a"}, {"a", "b"}, {"b"}, {}} {
+			require.NoError(t, client.Agent().ServiceRegister(&api.AgentServiceRegistration{
+				ID: fmt.Sprintf("mesh-%d", port), Name: "mesh", Address: "127.0.0.1", Port: port + 1, Tags: tags,
+				Connect: &api.AgentServiceConnect{Native: true},
+			}))
+			// Behind a sidecar, which has its service's tags.
+			require.NoError(t, client.Agent().ServiceRegister(&api.AgentServiceRegistration{
+				ID: fmt.Sprintf("beside-%d", port), Name: "beside", Address: "127.0.0.1", Port: port + 11, Tags: tags,
+				Connect: &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{
+					Port: port + 21, Check: &api.AgentServiceCheck{TTL: "1m", Status: api.HealthPassing},
+				}},
+			}))
+		}
+		c := newConsul(t, client, quick())
+		follow(t, c, discovery.Query{Service: "mesh", Connect: true}).expect(t, "1,2,3,4")
+		follow(t, c, discovery.Query{Service: "mesh", Connect: true, Tags: []string{"a"}}).expect(t, "1,2")
+		follow(t, c, discovery.Query{Service: "mesh", Connect: true, Tags: []string{"a", "b"}}).expect(t, "2")
+		follow(t, c, discovery.Query{Service: "mesh", Connect: true, Tags: []string{"nobody"}}).expect(t, "")
+		follow(t, c, discovery.Query{Service: "beside", Connect: true}).expect(t, "21,22,23,24")
+		follow(t, c, discovery.Query{Service: "beside", Connect: true, Tags: []string{"b"}}).expect(t, "22,23")
 	})
 
 	t.Run("an unchanged list is not delivered again", func(t *testing.T) {
@@ -490,6 +514,47 @@ func TestWatchAcrossAgentRestarts(t *testing.T) {
 	f.expect(t, "")
 	put(t, agent.Client, "account", 3)
 	f.expect(t, "3")
+}
+
+// An agent that has just come back calls everything unhealthy for a moment.
+func TestAgentThatComesBackTakesNothingAwayAtOnce(t *testing.T) {
+	agent := consultest.Start(t)
+	proxy := agent.Proxy()
+	opts := quick()
+	opts.Settle = 2 * time.Second
+	put(t, agent.Client, "account", 1)
+	second := put(t, agent.Client, "account", 2)
+	f := follow(t, newConsul(t, proxy.Client, opts), discovery.Query{Service: "account"})
+	f.expect(t, "1,2")
+
+	t.Run("WhatReturnsInTimeIsNotMissed", func(t *testing.T) {
+		proxy.Cut("/")
+		moreRequests(t, proxy, healthPath, 2)
+		remove(t, agent.Client, second)
+		proxy.Heal()
+		moreRequests(t, proxy, healthPath, 2) // one has been answered
+		put(t, agent.Client, "account", 2)
+		moreRequests(t, proxy, healthPath, 3)
+		f.quiet(t)
+	})
+	t.Run("WhatIsNewIsThereAtOnce", func(t *testing.T) {
+		proxy.Cut("/")
+		moreRequests(t, proxy, healthPath, 2)
+		remove(t, agent.Client, second)
+		put(t, agent.Client, "account", 3)
+		proxy.Heal()
+		healed := time.Now()
+		f.expect(t, "1,2,3")
+		require.Less(t, time.Since(healed), opts.Settle)
+		f.expect(t, "1,3")
+		require.GreaterOrEqual(t, time.Since(healed), opts.Settle-100*time.Millisecond, "it was gone before the agent had settled")
+	})
+	t.Run("OtherwiseAtOnce", func(t *testing.T) {
+		began := time.Now()
+		remove(t, agent.Client, "account-3")
+		f.expect(t, "1")
+		require.Less(t, time.Since(began), opts.Settle)
+	})
 }
 
 // An answer that ACLs emptied must not take the instances away.

@@ -1,6 +1,10 @@
 package mesh
 
-import "github.com/marquee-ads/marquee/platform/fault"
+import (
+	"time"
+
+	"github.com/marquee-ads/marquee/platform/fault"
+)
 
 // The reasons of the errors that this package returns.
 const (
@@ -24,7 +28,8 @@ func denied(source, destination string) *fault.Error {
 }
 
 func notReady(waitingFor string) *fault.Error {
-	return fault.New(fault.Unavailable, ReasonNotReady, "the mesh is not ready: %s", waitingFor)
+	// Soon, because another instance may be ready.
+	return fault.New(fault.Unavailable, ReasonNotReady, "the mesh is not ready: %s", waitingFor).WithRetryAfter(100 * time.Millisecond)
 }
 
 func noIdentity() *fault.Error {

@@ -77,7 +77,7 @@ func (n *native) Listener(inner net.Listener) net.Listener {
 	l := &listener{
 		Listener: inner,
 		mesh:     n,
-		config:   n.certs.serverConfig(),
+		config:   n.certs.streamConfig(),
 		accepted: make(chan net.Conn),
 		done:     make(chan struct{}),
 		pending:  list.New(),

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -133,6 +134,24 @@ func (c *certificates) serverConfig() *tls.Config {
 		},
 	}
 }
+
+// streamConfig is serverConfig for connections of any protocol. A gRPC client
+// insists on being told that HTTP/2 is spoken, and whoever listens here for one
+// speaks it; clients of other protocols do not ask.
+func (c *certificates) streamConfig() *tls.Config {
+	plain, http2 := c.serverConfig(), c.serverConfig()
+	http2.NextProtos = []string{protocolHTTP2}
+	plain.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if slices.Contains(hello.SupportedProtos, protocolHTTP2) {
+			return http2, nil
+		}
+		return nil, nil // plain itself
+	}
+	return plain
+}
+
+// protocolHTTP2 is its name in TLS (RFC 9113, 3.2).
+const protocolHTTP2 = "h2"
 
 // clientConfig talks to instances of one service alone. The standard host name
 // check does not apply, as Connect certificates name services and not hosts:

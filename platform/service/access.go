@@ -27,10 +27,13 @@ type method struct {
 	name string // "/package.Service/Method"
 	// exempt methods (health, reflection) have no access rule and no
 	// validation; the mesh alone decides about them.
-	exempt    bool
-	caller    accessv1.Caller
-	services  []string
-	observers [codes.Unauthenticated + 1]atomic.Pointer[prometheus.Observer]
+	exempt   bool
+	caller   accessv1.Caller
+	services []string
+	roles    []auth.Role
+	// organisation is where a request holds the organisation's id; with roles.
+	organisation []protoreflect.FieldDescriptor
+	observers    [codes.Unauthenticated + 1]atomic.Pointer[prometheus.Observer]
 }
 
 // exemptServices are gRPC's own.
@@ -109,11 +112,59 @@ func newMethod(d protoreflect.MethodDescriptor) (*method, error) {
 	default:
 		return nil, fmt.Errorf("%s does not say who may call it; add option (marquee.access.v1.access) = {caller: …} to the method", m.name)
 	}
-	return m, nil
+	return m, m.needRoles(rule, d.Input())
 }
 
-// admit decides whether the call's caller may call its method, and returns the
-// context that knows the caller.
+// needRoles reads the roles of a rule, and finds the field that holds the
+// organisation.
+func (m *method) needRoles(rule *accessv1.Access, request protoreflect.MessageDescriptor) error {
+	path := rule.GetOrganisationField()
+	switch {
+	case len(rule.GetRoles()) == 0 && path == "":
+		return nil
+	case m.caller != accessv1.Caller_CALLER_ACCOUNT:
+		return fmt.Errorf("%s names roles and is for %s; use CALLER_ACCOUNT, or name none", m.name, m.caller)
+	case len(rule.GetRoles()) == 0:
+		return fmt.Errorf("%s names organisation_field %q and no roles", m.name, path)
+	case path == "":
+		return fmt.Errorf("%s names roles and not the field of the organisation they are in; add organisation_field", m.name)
+	}
+	for _, r := range rule.GetRoles() {
+		role, ok := auth.RoleOf(r)
+		if !ok || slices.Contains(m.roles, role) {
+			return fmt.Errorf("%s names the role %s, which is none, or twice", m.name, r)
+		}
+		m.roles = append(m.roles, role)
+	}
+	for in, names := request, strings.Split(path, "."); len(names) > 0; names = names[1:] {
+		var field protoreflect.FieldDescriptor
+		if in != nil {
+			field = in.Fields().ByName(protoreflect.Name(names[0]))
+		}
+		if field == nil || field.Cardinality() == protoreflect.Repeated || (len(names) == 1) != (field.Kind() == protoreflect.StringKind) {
+			return fmt.Errorf("%s names organisation_field %q, and %s has no such string field", m.name, path, request.FullName())
+		}
+		m.organisation = append(m.organisation, field)
+		in = field.Message()
+	}
+	return nil
+}
+
+// organisationOf is the id in a request, or empty.
+func (m *method) organisationOf(message any) string {
+	p, ok := message.(proto.Message)
+	if !ok {
+		return ""
+	}
+	in, last := p.ProtoReflect(), len(m.organisation)-1
+	for _, field := range m.organisation[:last] {
+		in = in.Get(field).Message()
+	}
+	return in.Get(m.organisation[last]).String()
+}
+
+// admit decides whether the call's caller may call its method at all, and returns
+// the context that knows the caller; check decides about each message.
 func (g *grpcServer) admit(ctx context.Context, c *call) (context.Context, error) {
 	c.inner = ctx
 	switch {
@@ -126,6 +177,9 @@ func (g *grpcServer) admit(ctx context.Context, c *call) (context.Context, error
 		if err != nil {
 			return nil, err
 		}
+		if len(c.method.roles) == 0 && caller.APIKeyID != "" {
+			return nil, auth.ErrAccountNeeded
+		}
 		c.inner = auth.ContextWithCaller(ctx, caller)
 		return c.inner, nil
 	default:
@@ -135,6 +189,29 @@ func (g *grpcServer) admit(ctx context.Context, c *call) (context.Context, error
 		}
 		return ctx, nil
 	}
+}
+
+// check refuses a message that breaks its rules, and one about an organisation in
+// which the caller has none of the method's roles. A message that names no
+// organisation breaks a rule, if there is one, rather than being somebody else's.
+func (g *grpcServer) check(ctx context.Context, m *method, message any) error {
+	if len(m.roles) == 0 {
+		return g.validate(m, message)
+	}
+	caller, ok := auth.CallerFromContext(ctx)
+	if !ok {
+		return auth.ErrTokenMissing
+	}
+	organisation := m.organisationOf(message)
+	if organisation == "" {
+		if err := g.validate(m, message); err != nil {
+			return err
+		}
+	}
+	if err := g.verifier.Authorize(caller, organisation, m.roles); err != nil {
+		return err
+	}
+	return g.validate(m, message)
 }
 
 // errServiceNotAllowed is for methods that are reserved for some services.

@@ -32,7 +32,7 @@ func (g *grpcServer) logAccess(c *call, err error) {
 		line = append(line, "from", peer.Service)
 	}
 	if caller, ok := auth.CallerFromContext(c.inner); ok {
-		line = append(line, "account", caller.AccountID)
+		line = append(line, "account", caller.ID())
 	}
 	if err != nil && status.Code(err) != codes.Internal { // that one was logged already
 		line = append(line, "error", c.err)

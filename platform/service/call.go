@@ -9,15 +9,21 @@ import (
 )
 
 // unary and stream are the way of every call through the harness, outermost
-// first: a request id, the access log and metrics, recovery, errors, a
-// deadline, the mesh's authorisation, who the caller is and whether they may,
-// validation, the method. Each step is in the file of its name. They are one
-// function and not a chain of interceptors because each link of a chain costs
-// allocations on every call.
+// first: a request id, the access log and metrics, recovery, errors, admission, a
+// deadline, the mesh's authorisation, who the caller is and whether they may
+// (for the organisation too that the request names), validation, the method.
+// Each step is in the file of its name. They are one function and not a chain of
+// interceptors because each link of a chain costs allocations on every call.
 func (g *grpcServer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	c := g.begin(ctx, info.FullMethod)
 	defer func() { err = g.end(c, err, recover()) }()
 
+	if !c.method.exempt {
+		if err := g.service.admission.Enter(); err != nil {
+			return nil, err
+		}
+		defer g.service.admission.Leave()
+	}
 	ctx, cancel := g.withDeadline(c)
 	defer cancel()
 	return g.meshUnary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
@@ -25,7 +31,7 @@ func (g *grpcServer) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 		if err != nil {
 			return nil, err
 		}
-		if err := g.validate(c.method, req); err != nil {
+		if err := g.check(ctx, c.method, req); err != nil {
 			return nil, err
 		}
 		return handler(ctx, req)
@@ -112,17 +118,18 @@ type callStream struct {
 // Context carries what the harness knows about the call.
 func (s *callStream) Context() context.Context { return s.ctx }
 
-// checkedStream validates each message that comes in.
+// checkedStream decides about each message that comes in.
 type checkedStream struct {
 	callStream
 	server *grpcServer
 	method *method
 }
 
-// RecvMsg fails with INVALID_ARGUMENT for a message that breaks its rules.
+// RecvMsg fails for a message that breaks its rules, and for one about an
+// organisation in which the caller has not the role it takes.
 func (s *checkedStream) RecvMsg(m any) error {
 	if err := s.callStream.RecvMsg(m); err != nil {
 		return err
 	}
-	return s.server.validate(s.method, m)
+	return s.server.check(s.ctx, s.method, m)
 }

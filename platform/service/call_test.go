@@ -23,6 +23,7 @@ import (
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	"github.com/marquee-ads/marquee/platform/service"
+	accessv1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
 )
 
@@ -264,11 +265,149 @@ func TestValidation(t *testing.T) {
 	})
 }
 
-// keys hold one key, and let one session be ended.
+// keys hold one key, let one session be ended, and the roles of one account be
+// changed.
 type keys struct{ public ed25519.PublicKey }
 
 func (k keys) PublicKey(id string) (ed25519.PublicKey, bool) { return k.public, id == "k" }
 func (k keys) SessionEnded(id string) bool                   { return id == "ended" }
+
+func (k keys) RolesVersion(id string) int64 {
+	if id == "acc_changed" {
+		return 2
+	}
+	return 0
+}
+
+// TestRoles calls methods that need a role, with and without it.
+func TestRoles(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	token := func(subject string, roles auth.Roles) string {
+		token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, auth.Claims{
+			RegisteredClaims: jwt.RegisteredClaims{
+				Issuer: auth.Issuer, Audience: jwt.ClaimStrings{"test"}, Subject: subject,
+				IssuedAt: jwt.NewNumericDate(time.Now()), ExpiresAt: jwt.NewNumericDate(time.Now().Add(time.Minute)),
+			},
+			SessionID: "s", Roles: roles, RolesVersion: 1,
+		})
+		token.Header["kid"] = "k"
+		signed, err := token.SignedString(private)
+		require.NoError(t, err)
+		return signed
+	}
+	with := func(token string) context.Context {
+		return metadata.AppendToOutgoingContext(callCtx(t), "authorization", "Bearer "+token)
+	}
+	client := start(t, plaintext(), service.GRPCOptions{Keys: keys{public}}, echo(&stub{
+		visit: func(ctx context.Context, r *echov1.VisitRequest) (*echov1.VisitResponse, error) {
+			caller, _ := auth.CallerFromContext(ctx)
+			role, _ := caller.Role(r.GetOrganisationId())
+			return &echov1.VisitResponse{CallerId: caller.ID(), Role: role.Proto()}, nil
+		},
+		whoami: func(context.Context, *echov1.WhoamiRequest) (*echov1.WhoamiResponse, error) {
+			return &echov1.WhoamiResponse{}, nil
+		},
+		tour: func(stream grpc.BidiStreamingServer[echov1.TourRequest, echov1.TourResponse]) error {
+			for {
+				if _, err := stream.Recv(); err != nil {
+					return err
+				}
+				if err := stream.Send(&echov1.TourResponse{}); err != nil {
+					return err
+				}
+			}
+		},
+	})).client()
+	everywhere := auth.Roles{"org_1": auth.Owner, "org_2": auth.Operator, "org_3": auth.Viewer}
+	for name, test := range map[string]struct {
+		token, organisation string
+		role                accessv1.Role
+		code                codes.Code
+		reason              string
+	}{
+		"OKOwner":           {token("acc_1", everywhere), "org_1", accessv1.Role_ROLE_OWNER, codes.OK, ""},
+		"OKOperator":        {token("acc_1", everywhere), "org_2", accessv1.Role_ROLE_OPERATOR, codes.OK, ""},
+		"OKProgram":         {token("apk_1", auth.Roles{"org_1": auth.Operator}), "org_1", accessv1.Role_ROLE_OPERATOR, codes.OK, ""},
+		"ErrViewer":         {token("acc_1", everywhere), "org_3", 0, codes.PermissionDenied, "ROLE_NOT_ALLOWED"},
+		"ErrStranger":       {token("acc_1", everywhere), "org_4", 0, codes.PermissionDenied, "NOT_A_MEMBER"},
+		"ErrNoRoles":        {token("acc_1", nil), "org_1", 0, codes.PermissionDenied, "NOT_A_MEMBER"},
+		"ErrRolesChanged":   {token("acc_changed", everywhere), "org_1", 0, codes.Unauthenticated, "ROLES_CHANGED"},
+		"ErrNoOrganisation": {token("acc_1", everywhere), "", 0, codes.InvalidArgument, "VALIDATION_FAILED"},
+		"ErrNoToken":        {"", "org_1", 0, codes.Unauthenticated, "TOKEN_MISSING"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer, err := client.Visit(with(test.token), &echov1.VisitRequest{OrganisationId: test.organisation})
+			require.Equal(t, test.code, status.Code(err), "%v", err)
+			if err != nil {
+				require.Equal(t, test.reason, grpcfault.FromStatus(status.Convert(err)).Reason)
+				return
+			}
+			require.Equal(t, test.role, answer.GetRole())
+			require.NotEmpty(t, answer.GetCallerId())
+		})
+	}
+	t.Run("ErrAccountNeeded", func(t *testing.T) {
+		_, err := client.Whoami(with(token("apk_1", auth.Roles{"org_1": auth.Operator})), &echov1.WhoamiRequest{})
+		require.Equal(t, "ACCOUNT_NEEDED", grpcfault.FromStatus(status.Convert(err)).Reason)
+		_, err = client.Whoami(with(token("acc_changed", nil)), &echov1.WhoamiRequest{})
+		require.NoError(t, err, "what needs no role is not touched by a change of roles")
+	})
+	t.Run("EachMessageOfAStream", func(t *testing.T) {
+		stream, err := client.Tour(with(token("acc_1", everywhere)))
+		require.NoError(t, err)
+		to := func(organisation string) error {
+			if err := stream.Send(&echov1.TourRequest{Place: &echov1.TourRequest_Place{OrganisationId: organisation}}); err != nil {
+				return err
+			}
+			_, err := stream.Recv()
+			return err
+		}
+		require.NoError(t, to("org_1"))
+		require.NoError(t, to("org_2"))
+		require.Equal(t, "ROLE_NOT_ALLOWED", grpcfault.FromStatus(status.Convert(to("org_3"))).Reason)
+
+		stream, err = client.Tour(with(token("acc_1", everywhere)))
+		require.NoError(t, err)
+		require.NoError(t, stream.Send(&echov1.TourRequest{}))
+		_, err = stream.Recv()
+		require.Equal(t, "VALIDATION_FAILED", grpcfault.FromStatus(status.Convert(err)).Reason)
+	})
+}
+
+// TestClientAddress believes one address, and nothing else.
+func TestClientAddress(t *testing.T) {
+	client := start(t, plaintext(), service.GRPCOptions{Keys: auth.NoKeys{}}, echo(&stub{
+		echo: func(ctx context.Context, _ *echov1.EchoRequest) (*echov1.EchoResponse, error) {
+			return &echov1.EchoResponse{Text: service.ClientAddress(ctx)}, nil
+		},
+	})).client()
+	for name, test := range map[string]struct {
+		said []string
+		want string
+	}{
+		"OK":           {[]string{"192.0.2.1"}, "192.0.2.1"},
+		"OKSix":        {[]string{"2001:DB8::1%eth0"}, "2001:db8::1"},
+		"OKMapped":     {[]string{"::ffff:192.0.2.1"}, "192.0.2.1"},
+		"None":         {nil, ""},
+		"Two":          {[]string{"192.0.2.1", "192.0.2.2"}, ""},
+		"List":         {[]string{"192.0.2.1, 192.0.2.2"}, ""},
+		"NoAddress":    {[]string{"localhost"}, ""},
+		"WithPort":     {[]string{"192.0.2.1:80"}, ""},
+		"SQL":          {[]string{"'; DROP TABLE accounts; --"}, ""},
+		"EmptyAddress": {[]string{""}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := callCtx(t)
+			for _, value := range test.said {
+				ctx = metadata.AppendToOutgoingContext(ctx, "x-forwarded-for", value)
+			}
+			answer, err := client.Echo(ctx, &echov1.EchoRequest{})
+			require.NoError(t, err)
+			require.Equal(t, test.want, answer.GetText())
+		})
+	}
+}
 
 func TestAccess(t *testing.T) {
 	public, private, err := ed25519.GenerateKey(nil)

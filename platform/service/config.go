@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ type Config struct {
 	AdminPprof  bool   `help:"Serve /debug/pprof on the admin port in production as well."`
 
 	Mesh            string `default:"native" enum:"native,sidecar,plaintext" help:"How the mesh is spoken: native (mutual TLS in this process), sidecar (an Envoy beside it), plaintext (loopback only, for tests)."`
-	ConsulAddr      string `placeholder:"ADDRESS" help:"Consul agent's HTTP API. Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500."`
+	ConsulAddr      string `placeholder:"ADDRESS" help:"Consul agent's HTTP API; several with commas: the next one is used when one does not answer. Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500."`
 	ConsulTokenFile string `placeholder:"FILE" type:"path" help:"File with the Consul ACL token. Default: CONSUL_HTTP_TOKEN."`
 
 	LogLevel  string `default:"" enum:",trace,debug,info,warn,error" placeholder:"LEVEL" help:"trace, debug, info, warn or error; can be changed while running (PUT /log-level). Default: info."`
@@ -57,6 +58,8 @@ type Config struct {
 
 	DrainDelay   time.Duration `default:"2s" help:"On shutdown: how long callers get to notice that the instance left, before it refuses new calls. 0s where Nomad's shutdown_delay waits already."`
 	DrainTimeout time.Duration `default:"10s" help:"On shutdown: how long calls in flight may take to finish before they are cut."`
+
+	MaxInFlight int `default:"1000" placeholder:"CALLS" help:"Unary calls under way at once; more are refused at once, with when to try again, so that those under way keep their speed. Health checks are always answered. 0: no limit."`
 
 	TracingEndpoint string `placeholder:"HOST:PORT" help:"host:port of an OTLP gRPC collector; TLS unless it is on loopback. Empty: no tracing."`
 
@@ -103,11 +106,17 @@ func (c *Config) Validate() error {
 			wrong(a.flag, "%q is not an address; use host:port, for example 127.0.0.1:0", a.address)
 		}
 	}
+	if slices.Contains(c.consulAddresses(), "") {
+		wrong("consul-addr", "%q names an agent without an address; use for example 127.0.0.1:8500,10.0.0.5:8500", c.ConsulAddr)
+	}
 	if c.DrainDelay < 0 {
 		wrong("drain-delay", "%s is negative; use 0s or more", c.DrainDelay)
 	}
 	if c.DrainTimeout <= 0 {
 		wrong("drain-timeout", "%s leaves calls in flight no time; use for example 10s", c.DrainTimeout)
+	}
+	if c.MaxInFlight < 0 {
+		wrong("max-in-flight", "%d is negative; use for example 1000, or 0 for no limit", c.MaxInFlight)
 	}
 	if c.LogLevel != "" && hclog.LevelFromString(c.LogLevel) == hclog.NoLevel {
 		wrong("log-level", "%q is not a level; use trace, debug, info, warn or error", c.LogLevel)
@@ -141,8 +150,10 @@ func (c *Config) validateProduction(wrong func(flag, format string, args ...any)
 	if !loopback(c.AdminListen) {
 		wrong("admin-listen", "%s is not on loopback, and the admin port is unencrypted; listen on 127.0.0.1", c.AdminListen)
 	}
-	if address := c.consulAddress(); !consulEncrypted(address) {
-		wrong("consul-addr", "%s is neither on loopback nor https; use the agent on this machine, or https://", address)
+	for _, address := range c.consulAddresses() {
+		if !consulEncrypted(address) {
+			wrong("consul-addr", "%s is neither on loopback nor https; use the agent on this machine, or https://", address)
+		}
 	}
 	if token := os.Getenv("CONSUL_HTTP_TOKEN"); c.ConsulTokenFile == "" && strings.HasPrefix(token, developmentSecret) {
 		wrong("consul-token-file", "CONSUL_HTTP_TOKEN is a development secret; make a token for production")
@@ -186,14 +197,14 @@ func (c *Config) Secret(flag, path string) (string, error) {
 	return secret, nil
 }
 
-func (c *Config) consulAddress() string {
-	if c.ConsulAddr != "" {
-		return c.ConsulAddr
+// consulAddresses are the agents, the one to begin with first; never empty.
+func (c *Config) consulAddresses() []string {
+	for _, list := range []string{c.ConsulAddr, os.Getenv("CONSUL_HTTP_ADDR")} {
+		if list != "" {
+			return strings.Split(list, ",")
+		}
 	}
-	if address := os.Getenv("CONSUL_HTTP_ADDR"); address != "" {
-		return address
-	}
-	return "127.0.0.1:8500"
+	return []string{"127.0.0.1:8500"}
 }
 
 func consulEncrypted(address string) bool {

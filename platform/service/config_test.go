@@ -126,6 +126,7 @@ func TestParseErrors(t *testing.T) {
 		{name: "EmptyEnvironment", args: []string{"--environment="}, want: []string{`--environment: "" is not an environment`}},
 		{name: "Name", args: []string{"--name=My Service"}, want: []string{"--name: ", "not a service name"}},
 		{name: "NoDrainTimeout", args: []string{"--drain-timeout=0s"}, want: []string{"--drain-timeout: 0s leaves calls in flight no time; use for example 10s"}},
+		{name: "NegativeMaxInFlight", args: []string{"--max-in-flight=-1"}, want: []string{"--max-in-flight: -1 is negative"}},
 		{name: "NegativeDrainDelay", args: []string{"--drain-delay=-1s"}, want: []string{"--drain-delay: -1s is negative"}},
 		{name: "PlaintextOutsideLoopback", args: []string{"--mesh=plaintext", "--listen=:7000"}, want: []string{"--listen: :7000 is not on loopback", "--mesh=native"}},
 		{name: "TracingEndpoint", args: []string{"--tracing-endpoint=collector"}, want: []string{"--tracing-endpoint: "}},
@@ -145,6 +146,8 @@ func TestParseErrors(t *testing.T) {
 		{name: "ProductionInPlaintext", args: append(production, "--mesh=plaintext"), want: []string{"--mesh: plaintext is not for production; use native or sidecar"}},
 		{name: "ProductionSidecarOutsideLoopback", args: append(production, "--mesh=sidecar", "--listen=:7000"), want: []string{"--listen: :7000 is not on loopback", "listen on 127.0.0.1"}},
 		{name: "ProductionAdminOutsideLoopback", args: append(production, "--admin-listen=0.0.0.0:9000"), want: []string{"--admin-listen: 0.0.0.0:9000 is not on loopback"}},
+		{name: "ConsulAgentWithoutAddress", args: []string{"--consul-addr=127.0.0.1:8500,"}, want: []string{"--consul-addr: ", "without an address"}},
+		{name: "ProductionSecondConsulInPlaintext", args: append(production, "--consul-addr=127.0.0.1:8500,10.0.0.1:8500"), want: []string{"--consul-addr: 10.0.0.1:8500 is neither"}},
 		{name: "ProductionConsulInPlaintext", args: append(production, "--consul-addr=10.0.0.1:8500"), want: []string{"--consul-addr: 10.0.0.1:8500 is neither on loopback nor https"}},
 		{name: "ProductionWithADevelopmentSecret", args: append(production, "--consul-token-file", secret), want: []string{"--consul-token-file: ", "holds a development secret"}},
 	} {

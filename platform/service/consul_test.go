@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/platform/auth"
@@ -28,6 +29,7 @@ func TestOnConsul(t *testing.T) {
 		Sources: []*consul.SourceIntention{
 			{Name: "echo-caller", Action: consul.IntentionActionAllow},
 			{Name: "other", Action: consul.IntentionActionAllow},
+			{Name: "gateway", Action: consul.IntentionActionAllow},
 		},
 	}, nil)
 	require.NoError(t, err)
@@ -36,11 +38,11 @@ func TestOnConsul(t *testing.T) {
 		cfg.Name, cfg.Mesh, cfg.ConsulAddr = name, service.MeshNative, agent.Address
 		return cfg
 	}
-	var from string
+	var from, address string
 	server := start(t, native("echo"), service.GRPCOptions{Keys: auth.NoKeys{}}, echo(&stub{
 		echo: func(ctx context.Context, r *echov1.EchoRequest) (*echov1.EchoResponse, error) {
 			peer, _ := mesh.PeerFromContext(ctx)
-			from = peer.Service
+			from, address = peer.Service, service.ClientAddress(ctx)
 			return &echov1.EchoResponse{}, nil
 		},
 	}))
@@ -75,6 +77,15 @@ func TestOnConsul(t *testing.T) {
 		_, err = other.Internal(callCtx(t), &echov1.InternalRequest{})
 		require.Equal(t, codes.PermissionDenied, status.Code(err))
 		require.Equal(t, "SERVICE_NOT_ALLOWED", grpcfault.FromStatus(status.Convert(err)).Reason)
+	})
+	t.Run("TheGatewayAloneSaysWhereCallsComeFrom", func(t *testing.T) {
+		ctx := metadata.AppendToOutgoingContext(callCtx(t), "x-forwarded-for", "192.0.2.1")
+		_, err := allowed.Echo(ctx, &echov1.EchoRequest{})
+		require.NoError(t, err)
+		require.Empty(t, address)
+		_, err = client("gateway").Echo(ctx, &echov1.EchoRequest{})
+		require.NoError(t, err)
+		require.Equal(t, "192.0.2.1", address)
 	})
 	t.Run("WithoutAnEdge", func(t *testing.T) {
 		_, err := client("stranger").Echo(callCtx(t), &echov1.EchoRequest{})

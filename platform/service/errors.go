@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -56,8 +57,16 @@ func (g *grpcServer) answer(c *call, err error) error {
 	return g.status(c, errInternal)
 }
 
+// retryHint is for faults that say that trying again may help and not when: the
+// least that a client may take Retry-After for, and long enough for a database
+// or an agent to come back.
+const retryHint = time.Second
+
 // status answers with f, and logs what the service itself is to blame for.
 func (g *grpcServer) status(c *call, f *fault.Error) error {
+	if f.Code == fault.Unavailable && f.RetryAfter == 0 {
+		f = f.WithRetryAfter(retryHint)
+	}
 	// A panic was logged where it was caught.
 	if (f.Code == fault.Internal || f.Code == fault.DataLoss || f.Code == fault.Unknown) && c.err != errPanicked { //nolint:errorlint // never wrapped
 		g.log.Error("internal error", "method", c.method.name, "request_id", c.requestID, "error", c.err)

@@ -23,6 +23,8 @@ type stub struct {
 	echov1.UnimplementedEchoServiceServer
 	echo   func(context.Context, *echov1.EchoRequest) (*echov1.EchoResponse, error)
 	whoami func(context.Context, *echov1.WhoamiRequest) (*echov1.WhoamiResponse, error)
+	visit  func(context.Context, *echov1.VisitRequest) (*echov1.VisitResponse, error)
+	tour   func(grpc.BidiStreamingServer[echov1.TourRequest, echov1.TourResponse]) error
 	repeat func(*echov1.RepeatRequest, grpc.ServerStreamingServer[echov1.RepeatResponse]) error
 	chat   func(grpc.BidiStreamingServer[echov1.ChatRequest, echov1.ChatResponse]) error
 }
@@ -36,6 +38,14 @@ func (s *stub) Echo(ctx context.Context, r *echov1.EchoRequest) (*echov1.EchoRes
 
 func (s *stub) Whoami(ctx context.Context, r *echov1.WhoamiRequest) (*echov1.WhoamiResponse, error) {
 	return s.whoami(ctx, r)
+}
+
+func (s *stub) Visit(ctx context.Context, r *echov1.VisitRequest) (*echov1.VisitResponse, error) {
+	return s.visit(ctx, r)
+}
+
+func (s *stub) Tour(stream grpc.BidiStreamingServer[echov1.TourRequest, echov1.TourResponse]) error {
+	return s.tour(stream)
 }
 
 func (s *stub) Repeat(r *echov1.RepeatRequest, stream grpc.ServerStreamingServer[echov1.RepeatResponse]) error {

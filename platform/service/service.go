@@ -62,6 +62,7 @@ type Service struct {
 	health     *health.Server
 	readiness  *readiness
 	admin      *admin
+	admission  *Admission
 	tracing    *tracing
 
 	components []Component
@@ -97,6 +98,8 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	s.serves("")
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.readiness = newReadiness(s.log, s.readyChanged)
+
+	s.admission = newAdmission(cfg.MaxInFlight, s.registry)
 
 	var err error
 	if s.tracing, err = newTracing(ctx, cfg); err != nil {

@@ -344,6 +344,15 @@ func TestMethodsMustSayWhoMayCall(t *testing.T) {
 		{name: "ServicesOfAnyone", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ANYONE, Services: []string{"order"}}, want: "/test.ServicesOfAnyone/Do names services and is for CALLER_ANYONE"},
 		{name: "NoServices", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_SERVICE}, want: "/test.NoServices/Do is for services and names none"},
 		{name: "NoKeys", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT}, want: "/test.NoKeys/Do is for accounts, and GRPCOptions.Keys is nil"},
+		{name: "RolesOfAnyone", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ANYONE, Roles: []accessv1.Role{accessv1.Role_ROLE_OWNER}, OrganisationField: "x"}, want: "/test.RolesOfAnyone/Do names roles and is for CALLER_ANYONE; use CALLER_ACCOUNT"},
+		{name: "FieldWithoutRoles", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT, OrganisationField: "text"}, want: `/test.FieldWithoutRoles/Do names organisation_field "text" and no roles`},
+		{name: "RolesWithoutField", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT, Roles: []accessv1.Role{accessv1.Role_ROLE_OWNER}}, want: "/test.RolesWithoutField/Do names roles and not the field of the organisation they are in; add organisation_field"},
+		{name: "NoRole", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT, Roles: []accessv1.Role{accessv1.Role_ROLE_UNSPECIFIED}, OrganisationField: "text"}, want: "/test.NoRole/Do names the role ROLE_UNSPECIFIED, which is none, or twice"},
+		{name: "RoleTwice", access: &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT, Roles: []accessv1.Role{accessv1.Role_ROLE_OWNER, accessv1.Role_ROLE_OWNER}, OrganisationField: "text"}, want: "/test.RoleTwice/Do names the role ROLE_OWNER, which is none, or twice"},
+		{name: "NoSuchField", access: rolesIn("organisation_id"), want: `/test.NoSuchField/Do names organisation_field "organisation_id", and test.NoSuchFieldRequest has no such string field`},
+		{name: "FieldIsANumber", access: rolesIn("number"), want: `organisation_field "number", and test.FieldIsANumberRequest has no such string field`},
+		{name: "FieldIsAList", access: rolesIn("texts"), want: `organisation_field "texts", and test.FieldIsAListRequest has no such string field`},
+		{name: "FieldBehindAString", access: rolesIn("text.text"), want: `organisation_field "text.text", and test.FieldBehindAStringRequest has no such string field`},
 		{name: "NoDescriptor", want: "service test.Unlinked is registered and its descriptor is not linked in"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -363,6 +372,10 @@ func TestMethodsMustSayWhoMayCall(t *testing.T) {
 	}
 }
 
+func rolesIn(field string) *accessv1.Access {
+	return &accessv1.Access{Caller: accessv1.Caller_CALLER_ACCOUNT, Roles: []accessv1.Role{accessv1.Role_ROLE_OWNER}, OrganisationField: field}
+}
+
 // describe links in the descriptor of a service "test.<name>" with a method Do.
 func describe(t *testing.T, name string, access *accessv1.Access) {
 	if _, err := protoregistry.GlobalFiles.FindFileByPath(name + ".proto"); err == nil {
@@ -374,7 +387,14 @@ func describe(t *testing.T, name string, access *accessv1.Access) {
 	}
 	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
 		Name: proto.String(name + ".proto"), Package: proto.String("test"), Syntax: proto.String("proto3"),
-		MessageType: []*descriptorpb.DescriptorProto{{Name: proto.String(name + "Request")}},
+		MessageType: []*descriptorpb.DescriptorProto{{
+			Name: proto.String(name + "Request"),
+			Field: []*descriptorpb.FieldDescriptorProto{
+				{Name: proto.String("text"), Number: proto.Int32(1), Type: descriptorpb.FieldDescriptorProto_TYPE_STRING.Enum(), Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum()},
+				{Name: proto.String("number"), Number: proto.Int32(2), Type: descriptorpb.FieldDescriptorProto_TYPE_INT32.Enum(), Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum()},
+				{Name: proto.String("texts"), Number: proto.Int32(3), Type: descriptorpb.FieldDescriptorProto_TYPE_STRING.Enum(), Label: descriptorpb.FieldDescriptorProto_LABEL_REPEATED.Enum()},
+			},
+		}},
 		Service: []*descriptorpb.ServiceDescriptorProto{{
 			Name: proto.String(name),
 			Method: []*descriptorpb.MethodDescriptorProto{{

@@ -9,15 +9,16 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
-	"go.opentelemetry.io/otel/sdk/trace"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/stats"
 )
 
 // tracing sends spans to a collector. Without an endpoint it is nil and calls
 // pay nothing for it.
 type tracing struct {
-	provider *trace.TracerProvider
+	provider *sdktrace.TracerProvider
 	options  []otelgrpc.Option
 }
 
@@ -33,12 +34,12 @@ func newTracing(ctx context.Context, cfg Config) (*tracing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--tracing-endpoint: %w", err)
 	}
-	provider := trace.NewTracerProvider(
-		trace.WithBatcher(exporter),
+	provider := sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(exporter),
 		// The caller decides whether a request is traced; without a caller's
 		// decision it is.
-		trace.WithSampler(trace.ParentBased(trace.AlwaysSample())),
-		trace.WithResource(resource.NewWithAttributes(semconv.SchemaURL,
+		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.AlwaysSample())),
+		sdktrace.WithResource(resource.NewWithAttributes(semconv.SchemaURL,
 			semconv.ServiceName(cfg.Name),
 			semconv.ServiceVersion(Version()),
 			semconv.DeploymentEnvironmentNameKey.String(cfg.Environment),
@@ -51,6 +52,15 @@ func newTracing(ctx context.Context, cfg Config) (*tracing, error) {
 			otelgrpc.WithPropagators(propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})),
 		},
 	}, nil
+}
+
+// Tracing makes spans for what is not a gRPC server or client of the harness;
+// nil when there is no tracing.
+func (s *Service) Tracing() trace.TracerProvider {
+	if s.tracing == nil {
+		return nil
+	}
+	return s.tracing.provider
 }
 
 func (t *tracing) serverHandler() stats.Handler {

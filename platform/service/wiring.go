@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -30,9 +31,6 @@ func (s *Service) wire(ctx context.Context) error {
 
 func newConsul(cfg Config) (*consul.Client, error) {
 	c := consul.DefaultConfig()
-	if cfg.ConsulAddr != "" {
-		c.Address = cfg.ConsulAddr
-	}
 	if cfg.ConsulTokenFile != "" {
 		token, err := cfg.Secret("consul-token-file", cfg.ConsulTokenFile)
 		if err != nil {
@@ -40,9 +38,9 @@ func newConsul(cfg Config) (*consul.Client, error) {
 		}
 		c.Token = token
 	}
-	client, err := consul.NewClient(c)
+	client, err := discovery.NewClient(*c, cfg.consulAddresses()...)
 	if err != nil {
-		return nil, fmt.Errorf("--consul-addr: making a client of Consul at %s: %w", c.Address, err)
+		return nil, fmt.Errorf("--consul-addr: %w", err)
 	}
 	return client, nil
 }
@@ -71,6 +69,21 @@ func (s *Service) newMesh(ctx context.Context) (mesh.Mesh, error) {
 	}
 }
 
+// Advertised is the host:port under which others reach a listener of this
+// process that is not the one it announces: the host that --advertise says, or
+// where the listener is, or the source address of the route to Consul.
+func (s *Service) Advertised(listening net.Addr) (string, error) {
+	host := s.cfg.Advertise
+	if named, _, err := net.SplitHostPort(host); err == nil {
+		host = named // the port is that of the announced listener
+	}
+	address, err := discovery.AdvertiseAddress(listening, host, s.cfg.consulAddresses()[0])
+	if err != nil {
+		return "", fmt.Errorf("--advertise: %w", err)
+	}
+	return address, nil
+}
+
 // register puts the instance into Consul where nothing else does. It returns
 // nil when there is nothing to register.
 func (s *Service) register(ctx context.Context) (*discovery.Registered, error) {
@@ -78,7 +91,7 @@ func (s *Service) register(ctx context.Context) (*discovery.Registered, error) {
 	if !s.cfg.registers() || listening == nil {
 		return nil, nil
 	}
-	address, err := discovery.AdvertiseAddress(listening, s.cfg.Advertise, s.cfg.consulAddress())
+	address, err := discovery.AdvertiseAddress(listening, s.cfg.Advertise, s.cfg.consulAddresses()[0])
 	if err != nil {
 		return nil, fmt.Errorf("--advertise: %w", err)
 	}

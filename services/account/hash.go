@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/argon2"
 )
@@ -53,7 +54,9 @@ type Hasher struct {
 	turns   chan struct{}
 	queue   int64
 	waiting atomic.Int64
-	nobody  string // hash of a password that nobody has
+	// taken is how long a turn takes of late: a moving average, in nanoseconds.
+	taken  atomic.Int64
+	nobody string // hash of a password that nobody has
 }
 
 // NewHasher makes a hasher that lets concurrency callers work at once and queue
@@ -75,24 +78,48 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 	return h, err
 }
 
+const (
+	// goodWait is how long callers may have to wait for their turn; those whose
+	// wait would be longer are told at once, so that log-ins that are let in stay
+	// about as fast as ever, however many are tried.
+	goodWait = 300 * time.Millisecond
+	// fewWait for each turn at once are let in whatever their wait.
+	fewWait = 4
+	// longestWait ends a wait that took longer than was to be expected.
+	longestWait = 2 * time.Second
+)
+
 // Turn waits for a turn to hash; done gives it back. It fails with
-// ErrOverloaded when too many wait already and with the context's error when
-// that ends first.
+// ErrOverloaded at once when too many wait already, after longestWait, and with
+// the context's error when that ends first.
 func (h *Hasher) Turn(ctx context.Context) (done func(), err error) {
-	done = func() { <-h.turns }
+	take := func() func() {
+		began := time.Now()
+		return func() {
+			const weight = 8
+			before := h.taken.Load()
+			h.taken.Store(before + (int64(time.Since(began))-before)/weight) // a lost update is one of many
+			<-h.turns
+		}
+	}
 	select {
 	case h.turns <- struct{}{}:
-		return done, nil
+		return take(), nil
 	default:
 	}
-	if h.waiting.Add(1) > h.queue {
-		h.waiting.Add(-1)
+	waiting := h.waiting.Add(1)
+	defer h.waiting.Add(-1)
+	atOnce := int64(cap(h.turns))
+	if waiting > h.queue || waiting > fewWait*atOnce && waiting*h.taken.Load()/atOnce > int64(goodWait) {
 		return nil, ErrOverloaded
 	}
-	defer h.waiting.Add(-1)
+	timer := time.NewTimer(longestWait)
+	defer timer.Stop()
 	select {
 	case h.turns <- struct{}{}:
-		return done, nil
+		return take(), nil
+	case <-timer.C:
+		return nil, ErrOverloaded
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a turn to hash a password: %w", context.Cause(ctx))
 	}

@@ -3,7 +3,9 @@ package account
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,10 +134,55 @@ func TestHasherTurn(t *testing.T) {
 	defer cancel()
 	_, err = h.Turn(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+	began := time.Now()
+	_, err = h.Turn(t.Context())
+	require.ErrorIs(t, err, ErrOverloaded, "nobody's turn ends")
+	require.GreaterOrEqual(t, time.Since(began), longestWait)
 	require.Zero(t, h.waiting.Load(), "the place in the queue is not given back")
 	second()
 	third()
 	require.Empty(t, h.turns)
+}
+
+// With turns that take long, fewer callers wait for one.
+func TestHasherTurnIsRefusedEarly(t *testing.T) {
+	h := newHasher(t, cheap(), 1, 100)
+	for range 20 {
+		done, err := h.Turn(t.Context())
+		require.NoError(t, err)
+		waiting(t, 40*time.Millisecond)
+		done()
+	}
+	require.InDelta(t, 40*time.Millisecond, h.taken.Load(), float64(20*time.Millisecond))
+
+	done, err := h.Turn(t.Context())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	var refused atomic.Int64
+	for range 30 {
+		callers.Go(func() {
+			_, err := h.Turn(ctx)
+			if errors.Is(err, ErrOverloaded) {
+				refused.Add(1)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return refused.Load()+h.waiting.Load() == 30 }, time.Second, time.Millisecond)
+	let := 30 - refused.Load()
+	require.Less(t, let, int64(goodWait/(20*time.Millisecond)), "so many wait that the last waits too long")
+	require.GreaterOrEqual(t, let, int64(fewWait))
+	cancel()
+	callers.Wait()
+	done()
+}
+
+// waiting lets time pass, as a hash does.
+func waiting(t *testing.T, d time.Duration) {
+	t.Helper()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
 }
 
 func FuzzParsePHC(f *testing.F) {

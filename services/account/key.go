@@ -43,8 +43,8 @@ type Key struct {
 	ExpireTime time.Time
 }
 
-// SettingError says which setting is wrong, by the name of its field in Schedule
-// or HashParams.
+// SettingError says which setting is wrong, by the name of its field in
+// Schedule, HashParams or Throttle.
 type SettingError struct {
 	Field   string
 	problem string

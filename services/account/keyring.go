@@ -35,8 +35,10 @@ const (
 type KeyStore interface {
 	// SigningKeys are the keys that have not expired at now.
 	SigningKeys(ctx context.Context, now time.Time) ([]Key, error)
-	// EndedSessions are the ended sessions with tokens that have not expired at now.
-	EndedSessions(ctx context.Context, now time.Time) ([]EndedSession, error)
+	// Ended are the ended sessions and revoked API keys with tokens that have not
+	// expired at now, and the accounts whose roles changed while tokens that say
+	// otherwise have not.
+	Ended(ctx context.Context, now time.Time) ([]EndedSession, []ChangedAccount, error)
 	// RotateSigningKeys calls decide with all stored keys while no other instance
 	// can do the same. Keys that decide returns are stored: a new one is added,
 	// of a known one the ExpireTime is set.
@@ -60,7 +62,8 @@ type Keyring struct {
 	privates    map[string]ed25519.PrivateKey
 	ended       map[string]time.Time // by session id, until when
 	endedHere   map[string]time.Time // not yet seen in the store
-	sealedWrong error                // why a key could not be opened
+	changed     map[string]ChangedAccount
+	sealedWrong error // why a key could not be opened
 }
 
 // NewKeyring makes an empty keyring for one audience (the environment's name);
@@ -128,9 +131,9 @@ func (r *Keyring) load(ctx context.Context) ([]Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the signing keys: %w", err)
 	}
-	ended, err := r.store.EndedSessions(ctx, began)
+	ended, changed, err := r.store.Ended(ctx, began)
 	if err != nil {
-		return nil, fmt.Errorf("reading the ended sessions: %w", err)
+		return nil, fmt.Errorf("reading what has ended: %w", err)
 	}
 
 	r.mu.Lock()
@@ -152,6 +155,10 @@ func (r *Keyring) load(ctx context.Context) ([]Key, error) {
 	r.ended = make(map[string]time.Time, len(ended))
 	for _, e := range ended {
 		r.ended[e.ID] = e.ExpireTime
+	}
+	r.changed = make(map[string]ChangedAccount, len(changed))
+	for _, c := range changed {
+		r.changed[c.ID] = c
 	}
 	// A log-out on this instance may be younger than what was just read.
 	for id, until := range r.endedHere {
@@ -186,10 +193,13 @@ func (r *Keyring) rotate(ctx context.Context) error {
 	})
 }
 
-// claims are the claims of an access token (RFC 7519), and the session's id.
-type claims struct {
-	jwt.RegisteredClaims
-	SessionID string `json:"sid"`
+// Token is what an access token says.
+type Token struct {
+	// Subject is an account, or an API key, and SessionID the log-in or the same
+	// API key.
+	Subject, SessionID    string
+	IssueTime, ExpireTime time.Time
+	Granted               Granted
 }
 
 // signing is the key that signs now, with its private part.
@@ -210,23 +220,31 @@ func (r *Keyring) signing(now time.Time) (Key, ed25519.PrivateKey, error) {
 	return key, private, nil
 }
 
-// Sign makes an access token for a session. It fails with
-// ErrSigningKeysUnavailable when the keys are not known well enough.
-func (r *Keyring) Sign(s Session) (string, error) {
+// CanSign fails as Sign would now.
+func (r *Keyring) CanSign() error {
+	_, _, err := r.signing(r.now())
+	return err
+}
+
+// Sign makes an access token. It fails with ErrSigningKeysUnavailable when the
+// keys are not known well enough.
+func (r *Keyring) Sign(t Token) (string, error) {
 	key, private, err := r.signing(r.now())
 	if err != nil {
 		return "", err
 	}
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims{
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, auth.Claims{
 		RegisteredClaims: jwt.RegisteredClaims{
 			Issuer:    auth.Issuer,
 			Audience:  jwt.ClaimStrings{r.audience},
-			Subject:   s.AccountID,
-			IssuedAt:  jwt.NewNumericDate(s.CreateTime),
-			NotBefore: jwt.NewNumericDate(s.CreateTime),
-			ExpiresAt: jwt.NewNumericDate(s.TokenExpireTime),
+			Subject:   t.Subject,
+			IssuedAt:  jwt.NewNumericDate(t.IssueTime),
+			NotBefore: jwt.NewNumericDate(t.IssueTime),
+			ExpiresAt: jwt.NewNumericDate(t.ExpireTime),
 		},
-		SessionID: s.ID,
+		SessionID:    t.SessionID,
+		Roles:        t.Granted.Roles,
+		RolesVersion: t.Granted.Version,
 	})
 	token.Header["kid"] = key.ID
 	signed, err := token.SignedString(private)
@@ -236,15 +254,23 @@ func (r *Keyring) Sign(s Session) (string, error) {
 	return signed, nil
 }
 
-// Published are the keys and ended sessions that every service is to know, in
-// a stable order; each key with its ExpireTime. It fails with
-// ErrSigningKeysUnavailable when this instance has not refreshed for too long.
-func (r *Keyring) Published() ([]Key, []EndedSession, error) {
+// Published is what every service is to know: the keys, each with its ExpireTime,
+// the ended sessions and revoked API keys, and the accounts whose roles changed;
+// each in a stable order.
+type Published struct {
+	Keys    []Key
+	Ended   []EndedSession
+	Changed []ChangedAccount
+}
+
+// Published fails with ErrSigningKeysUnavailable when this instance has not
+// refreshed for too long.
+func (r *Keyring) Published() (Published, error) {
 	now := r.now()
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if len(r.keys) == 0 || now.Sub(r.refreshed) > publishFor {
-		return nil, nil, ErrSigningKeysUnavailable
+		return Published{}, ErrSigningKeysUnavailable
 	}
 	var keys []Key
 	for _, k := range r.keys {
@@ -262,7 +288,14 @@ func (r *Keyring) Published() ([]Key, []EndedSession, error) {
 		}
 	}
 	slices.SortFunc(ended, func(a, b EndedSession) int { return strings.Compare(a.ID, b.ID) })
-	return keys, ended, nil
+	var changed []ChangedAccount
+	for _, c := range r.changed {
+		if c.ExpireTime.After(now) {
+			changed = append(changed, c)
+		}
+	}
+	slices.SortFunc(changed, func(a, b ChangedAccount) int { return strings.Compare(a.ID, b.ID) })
+	return Published{keys, ended, changed}, nil
 }
 
 // End remembers a session that was ended on this instance, so that it is
@@ -295,6 +328,13 @@ func (r *Keyring) SessionEnded(sessionID string) bool {
 	_, stored := r.ended[sessionID]
 	_, here := r.endedHere[sessionID]
 	return stored || here
+}
+
+// RolesVersion implements auth.Keys.
+func (r *Keyring) RolesVersion(accountID string) int64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.changed[accountID].Version
 }
 
 // Available tells auth.Verifier that no token can be judged while ended

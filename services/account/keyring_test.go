@@ -41,10 +41,11 @@ func (c *clock) move(d time.Duration) {
 // keyStore is a KeyStore in memory; fail makes it unavailable. The Postgres one
 // is tested beside it.
 type keyStore struct {
-	mu    sync.Mutex
-	keys  []Key
-	ended []EndedSession
-	fail  func() bool
+	mu      sync.Mutex
+	keys    []Key
+	ended   []EndedSession
+	changed []ChangedAccount
+	fail    func() bool
 }
 
 func (s *keyStore) available() error {
@@ -63,10 +64,10 @@ func (s *keyStore) SigningKeys(_ context.Context, now time.Time) ([]Key, error) 
 	return slices.DeleteFunc(slices.Clone(s.keys), func(k Key) bool { return !k.ExpireTime.IsZero() && !k.ExpireTime.After(now) }), nil
 }
 
-func (s *keyStore) EndedSessions(context.Context, time.Time) ([]EndedSession, error) {
+func (s *keyStore) Ended(context.Context, time.Time) ([]EndedSession, []ChangedAccount, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.ended), s.available()
+	return slices.Clone(s.ended), slices.Clone(s.changed), s.available()
 }
 
 func (s *keyStore) RotateSigningKeys(_ context.Context, decide func([]Key) ([]Key, error)) error {
@@ -95,8 +96,13 @@ func newKeyring(t *testing.T, store KeyStore, schedule Schedule, c *clock) *Keyr
 
 func day() Schedule { return Schedule{SignFor: 24 * time.Hour, PublishAhead: 10 * time.Minute} }
 
-func session(now time.Time) Session {
-	return Session{ID: "ses_1", AccountID: "acc_1", CreateTime: now, TokenExpireTime: now.Add(TokenLifetime)}
+func session(now time.Time) Token {
+	return Token{Subject: "acc_1", SessionID: "ses_1", IssueTime: now, ExpireTime: now.Add(TokenLifetime)}
+}
+
+func publishedKeys(r *Keyring) ([]Key, error) {
+	published, err := r.Published()
+	return published.Keys, err
 }
 
 // keyOf is the id of the key that a token is signed with.
@@ -136,13 +142,13 @@ func TestKeyring(t *testing.T) {
 
 		c.move(24*time.Hour - 10*time.Minute - time.Second)
 		refresh()
-		keys, _, err := a.Published()
+		keys, err := publishedKeys(a)
 		require.NoError(t, err)
 		require.Len(t, keys, 1)
 
 		c.move(time.Second)
 		refresh()
-		keys, _, err = b.Published()
+		keys, err = publishedKeys(b)
 		require.NoError(t, err)
 		require.Len(t, keys, 2, "both made a key, or none")
 		require.Equal(t, keys[0].SignFrom.Add(24*time.Hour), keys[1].SignFrom)
@@ -166,7 +172,7 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, err)
 		c.move(ClockLeeway + 2*time.Second)
 		refresh()
-		keys, _, err = a.Published()
+		keys, err = publishedKeys(a)
 		require.NoError(t, err)
 		require.Len(t, keys, 1, "the old key is still published")
 	})
@@ -179,7 +185,7 @@ func TestKeyring(t *testing.T) {
 		c.move(72 * time.Hour)
 		r = newKeyring(t, store, day(), c)
 		require.NoError(t, r.Refresh(t.Context()))
-		keys, _, err := r.Published()
+		keys, err := publishedKeys(r)
 		require.NoError(t, err)
 		require.Len(t, keys, 2)
 		require.Equal(t, c.now().Add(10*time.Minute), keys[1].SignFrom)
@@ -200,12 +206,40 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, r.Refresh(t.Context()))
 		require.True(t, r.SessionEnded("ses_1"))
 		require.False(t, r.SessionEnded("ses_2"))
-		_, ended, err := r.Published()
+		published, err := r.Published()
 		require.NoError(t, err)
-		require.Equal(t, []EndedSession{{"ses_1", until}}, ended)
+		require.Equal(t, []EndedSession{{"ses_1", until}}, published.Ended)
 		c.move(TokenLifetime + time.Second)
 		require.NoError(t, r.Refresh(t.Context()))
 		require.False(t, r.SessionEnded("ses_1"), "it is remembered for ever")
+	})
+
+	t.Run("OKChangedAccounts", func(t *testing.T) {
+		c := newClock()
+		store := &keyStore{}
+		r := newKeyring(t, store, day(), c)
+		require.NoError(t, r.Refresh(t.Context()))
+		require.Zero(t, r.RolesVersion("acc_1"))
+		token, err := r.Sign(Token{
+			Subject: "acc_1", SessionID: "ses_1", IssueTime: c.now(), ExpireTime: c.now().Add(TokenLifetime),
+			Granted: Granted{Version: 6, Roles: auth.Roles{"org_1": auth.Owner}},
+		})
+		require.NoError(t, err)
+		verifier := auth.NewVerifier(auth.Issuer, "test", r, c.now)
+		caller, err := verifier.Verify(t.Context(), token)
+		require.NoError(t, err)
+		require.NoError(t, verifier.Authorize(caller, "org_1", []auth.Role{auth.Owner}))
+
+		store.changed = []ChangedAccount{{"acc_2", 1, c.now().Add(time.Hour)}, {"acc_1", 7, c.now().Add(time.Second)}}
+		require.NoError(t, r.Refresh(t.Context()))
+		require.ErrorIs(t, verifier.Authorize(caller, "org_1", []auth.Role{auth.Owner}), auth.ErrRolesChanged)
+		published, err := r.Published()
+		require.NoError(t, err)
+		require.Equal(t, []ChangedAccount{store.changed[1], store.changed[0]}, published.Changed)
+		c.move(time.Second)
+		published, err = r.Published()
+		require.NoError(t, err)
+		require.Equal(t, store.changed[:1], published.Changed)
 	})
 
 	t.Run("ErrNotRefreshed", func(t *testing.T) {
@@ -222,7 +256,7 @@ func TestKeyring(t *testing.T) {
 		down = true
 		c.move(publishFor + time.Millisecond)
 		require.ErrorIs(t, r.Refresh(t.Context()), ErrDatabaseUnavailable)
-		_, _, err = r.Published()
+		_, err = r.Published()
 		require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 		require.NoError(t, r.Available())
 		c.move(verifyFor - publishFor)
@@ -320,7 +354,7 @@ func TestNoTokenBeforeItsKey(t *testing.T) {
 				continue
 			}
 			s.due = now.Add(PollInterval)
-			keys, _, err := rings[chance.IntN(3)].Published()
+			keys, err := publishedKeys(rings[chance.IntN(3)])
 			if err != nil {
 				require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 				continue

@@ -18,11 +18,41 @@ import (
 const secretBytes = 32
 
 // Secret is what all instances know and the database does not: it seals the
-// private signing keys and makes fingerprints of sign-ups that cannot be
-// searched for their passwords.
+// private signing keys, makes fingerprints of requests that cannot be searched
+// for their passwords, and authenticates the tokens that are handed out.
 type Secret struct {
-	aead         cipher.AEAD
-	fingerprints []byte
+	aead cipher.AEAD
+	keys [purposes][]byte
+}
+
+// purpose is what a key that is derived from the secret is for. One purpose a
+// key: none tells anything about another.
+type purpose int
+
+const (
+	ofSigningKeys purpose = iota
+	ofSignUps
+	ofRefreshTokens
+	ofDevices
+	ofFailures
+	ofPages
+	ofRequests
+	ofInvitations
+	ofAPIKeys
+	purposes
+)
+
+// derivation is the info of HKDF for each purpose, which never changes.
+var derivation = [purposes]string{
+	ofSigningKeys:   "marquee account: signing keys",
+	ofSignUps:       "marquee account: sign-ups",
+	ofRefreshTokens: "marquee account: refresh tokens",
+	ofDevices:       "marquee account: devices",
+	ofFailures:      "marquee account: failed log-ins",
+	ofPages:         "marquee account: page tokens",
+	ofRequests:      "marquee account: requests",
+	ofInvitations:   "marquee account: invitations",
+	ofAPIKeys:       "marquee account: API keys",
 }
 
 // ParseSecret reads 32 random bytes written as base64 or hex, as the file of
@@ -43,24 +73,21 @@ func ParseSecret(text string) (*Secret, error) {
 	if key == nil {
 		return nil, errors.New("want 32 random bytes as base64 or hex, as `openssl rand -base64 32` prints them")
 	}
-	// One purpose a key: neither tells anything about the other.
-	sealing, err := hkdf.Key(sha256.New, key, nil, "marquee account: signing keys", secretBytes)
-	if err != nil {
-		return nil, fmt.Errorf("deriving the sealing key: %w", err)
+	s := &Secret{}
+	for purpose, info := range derivation {
+		var err error
+		if s.keys[purpose], err = hkdf.Key(sha256.New, key, nil, info, secretBytes); err != nil {
+			return nil, fmt.Errorf("deriving the key %q: %w", info, err)
+		}
 	}
-	fingerprints, err := hkdf.Key(sha256.New, key, nil, "marquee account: sign-ups", secretBytes)
-	if err != nil {
-		return nil, fmt.Errorf("deriving the fingerprint key: %w", err)
-	}
-	block, err := aes.NewCipher(sealing)
+	block, err := aes.NewCipher(s.keys[ofSigningKeys])
 	if err != nil {
 		return nil, fmt.Errorf("making the sealing cipher: %w", err)
 	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
+	if s.aead, err = cipher.NewGCM(block); err != nil {
 		return nil, fmt.Errorf("making the sealing cipher: %w", err)
 	}
-	return &Secret{aead: aead, fingerprints: fingerprints}, nil
+	return s, nil
 }
 
 // seal encrypts and binds to a name, so that a sealed key cannot stand in for
@@ -86,8 +113,11 @@ func (s *Secret) open(sealed []byte, name string) ([]byte, error) {
 }
 
 // fingerprint tells bodies apart without giving their content away.
-func (s *Secret) fingerprint(fields ...string) []byte {
-	mac := hmac.New(sha256.New, s.fingerprints)
+func (s *Secret) fingerprint(fields ...string) []byte { return s.mac(ofSignUps, fields...) }
+
+// mac is 32 bytes that only who knows the secret can make of these fields.
+func (s *Secret) mac(key purpose, fields ...string) []byte {
+	mac := hmac.New(sha256.New, s.keys[key])
 	for _, f := range fields {
 		var length [8]byte
 		binary.BigEndian.PutUint64(length[:], uint64(len(f)))

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/fault"
 )
 
 const (
@@ -24,28 +27,69 @@ const (
 // ErrDatabaseUnavailable when trying again can help, the context's error, or
 // something unexpected.
 type Store interface {
+	OrganisationStore
 	// FindSignUp returns the sign-up that came with this request id before and
 	// has not expired at now, or nil, and whether the name is taken: both as of
 	// the same moment.
 	FindSignUp(ctx context.Context, requestID, nameKey string, now time.Time) (first *SignUp, nameTaken bool, err error)
-	// CreateAccount stores the account and its sign-up together, and returns the
+	// CreateAccount stores the account, its sign-up and its event together, and returns the
 	// sign-up that holds the request id afterwards: the given one, or one that
 	// came before and has not expired. It waits for another with the same
 	// request id that is under way. Errors: ErrNameTaken.
-	CreateAccount(ctx context.Context, s SignUp, passwordHash string) (SignUp, error)
+	CreateAccount(ctx context.Context, s SignUp, passwordHash string, e Event) (SignUp, error)
 	// FindAccount fails with ErrNotFound.
 	FindAccount(ctx context.Context, accountID string) (Account, error)
-	// FindPassword returns an account and its password's hash, or ErrNotFound.
-	FindPassword(ctx context.Context, nameKey string) (Account, string, error)
+	// FindPassword returns an account, or ErrNotFound.
+	FindPassword(ctx context.Context, by PasswordOf) (Password, error)
 	// ReplacePasswordHash does nothing when the hash is no longer the old one.
 	ReplacePasswordHash(ctx context.Context, accountID, oldHash, newHash string) error
-	CreateSession(ctx context.Context, s Session) error
-	// EndSession marks a session ended, once; it returns when its last token
-	// expires, or the zero time when there is no such session any more.
-	EndSession(ctx context.Context, sessionID string, now time.Time) (tokenExpireTime time.Time, err error)
-	// Sweep removes sign-ups, sessions and keys that count for nothing any more
-	// at now, a bounded number in one call, and returns how many it removed.
+	// CreateSession stores a session, and the event of its account opening it,
+	// unless the password was changed since it was of this generation:
+	// ErrPasswordChanged.
+	CreateSession(ctx context.Context, s Session, passwordGeneration int, e Event) error
+	// ChangeSession calls decide with the session while nobody else can change
+	// it, and stores the session and the event that it returns. decide is not
+	// called when there is no such session, and may be called again.
+	ChangeSession(ctx context.Context, sessionID string, decide func(Session) (*Session, *Event)) error
+	// ListSessions returns up to limit of an account's sessions with ids less
+	// than before ("" is no bound), the greatest first.
+	ListSessions(ctx context.Context, accountID, before string, limit int) ([]Session, error)
+	// ChangePassword replaces the hash of the account that the event is about, ends
+	// all its sessions but the event's, stores the event, and returns the sessions
+	// that ended. It does nothing when the password was changed since it was of
+	// this generation: ErrPasswordChanged.
+	ChangePassword(ctx context.Context, generation int, newHash string, e Event) (ended []Session, err error)
+	// Failures returns what is used up of these keys' budgets; nothing for a key
+	// is nothing used.
+	Failures(ctx context.Context, keys []string) ([]Failures, error)
+	// AddFailure counts a failure against each of the budgets, and stores the
+	// event if there is one.
+	AddFailure(ctx context.Context, now time.Time, debits []Debit, e *Event) error
+	// ListEvents returns up to limit of an account's events with ids less than
+	// before ("" is no bound), the greatest first.
+	ListEvents(ctx context.Context, accountID, before string, limit int) ([]Event, error)
+	// Sweep removes what counts for nothing any more at now (sign-ups, requests,
+	// sessions, events, failures, invitations, keys), a bounded number in one call, and returns how many it removed.
 	Sweep(ctx context.Context, now time.Time) (int64, error)
+}
+
+// PasswordOf says whose password is wanted: by NameKey, or by AccountID when
+// that is empty.
+type PasswordOf struct {
+	NameKey, AccountID string
+	// Address is where the attempt comes from.
+	Address string
+}
+
+// Password is an account with its password's hash.
+type Password struct {
+	Account Account
+	Hash    string
+	// Generation counts how often the password was changed.
+	Generation int
+	// Known is whether the account was logged in to from the address asked with,
+	// within the time that sessions are kept.
+	Known bool
 }
 
 // SignUp is a sign-up as it is remembered for repeats.
@@ -63,6 +107,7 @@ type Service struct {
 	hasher   *Hasher
 	keys     *Keyring
 	secret   *Secret
+	throttle Throttle
 	now      func() time.Time
 	random   io.Reader
 	log      hclog.Logger
@@ -70,14 +115,14 @@ type Service struct {
 }
 
 // New wires the service. now is the clock, random the source of ids.
-func New(store Store, hasher *Hasher, keys *Keyring, secret *Secret, now func() time.Time, random io.Reader, log hclog.Logger) *Service {
-	return &Service{store: store, hasher: hasher, keys: keys, secret: secret, now: now, random: random, log: log}
+func New(store Store, hasher *Hasher, keys *Keyring, secret *Secret, throttle Throttle, now func() time.Time, random io.Reader, log hclog.Logger) *Service {
+	return &Service{store: store, hasher: hasher, keys: keys, secret: secret, throttle: throttle, now: now, random: random, log: log}
 }
 
 // SignUp creates an account; a repeat with the same request id and body gets
 // the first answer. Errors: ErrNameTaken, ErrPasswordTooWeak,
 // ErrPasswordInvalid, ErrRequestIDReused, ErrOverloaded.
-func (s *Service) SignUp(ctx context.Context, requestID, name, password string) (Account, error) {
+func (s *Service) SignUp(ctx context.Context, requestID, name, password string, from Origin) (Account, error) {
 	fingerprint := s.secret.fingerprint(name, password)
 
 	// One at a time for each request id: the repeats wait here, where waiting is
@@ -115,10 +160,14 @@ func (s *Service) SignUp(ctx context.Context, requestID, name, password string) 
 	if err != nil {
 		return Account{}, err
 	}
+	event, err := s.event(SignedUp, id, id, from)
+	if err != nil {
+		return Account{}, err
+	}
 	winner, err := s.store.CreateAccount(ctx, SignUp{
 		RequestID: requestID, Fingerprint: fingerprint, ExpireTime: now.Add(RequestLifetime),
 		Account: Account{ID: id, Name: name, CreateTime: now},
-	}, hash)
+	}, hash, *event)
 	if err != nil {
 		return Account{}, fmt.Errorf("storing the account: %w", err)
 	}
@@ -141,63 +190,193 @@ func (s *Service) hash(ctx context.Context, prepared string) (string, error) {
 	return s.hasher.Hash(prepared)
 }
 
-// LogIn opens a session and returns it with its account and an access token.
-// Errors: ErrWrongCredentials, ErrOverloaded, ErrSigningKeysUnavailable.
-func (s *Service) LogIn(ctx context.Context, name, password string) (Account, Session, string, error) {
-	found, err := s.authenticate(ctx, name, password)
-	if err != nil {
-		return Account{}, Session{}, "", err
-	}
-	now := s.now().UTC().Truncate(time.Second) // the precision of a token's times
-	id, err := newID("ses", now, s.random)
-	if err != nil {
-		return Account{}, Session{}, "", err
-	}
-	session := Session{ID: id, AccountID: found.ID, CreateTime: now, TokenExpireTime: now.Add(TokenLifetime)}
-	token, err := s.keys.Sign(session)
-	if err != nil {
-		return Account{}, Session{}, "", err
-	}
-	if err := s.store.CreateSession(ctx, session); err != nil {
-		return Account{}, Session{}, "", fmt.Errorf("storing the session: %w", err)
-	}
-	return found, session, token, nil
+// Credentials are what a log-in comes with.
+type Credentials struct {
+	Name, Password string
+	// DeviceToken is of an earlier log-in on the same device, or empty.
+	DeviceToken string
 }
 
-func (s *Service) authenticate(ctx context.Context, name, password string) (Account, error) {
+// LoggedInto is what a log-in returns.
+type LoggedInto struct {
+	Account Account
+	Tokens  Tokens
+	// DeviceToken is to be sent with the next log-in from the same device.
+	DeviceToken string
+}
+
+// LogIn opens a session. Errors: ErrWrongCredentials, ErrThrottled,
+// ErrOverloaded, ErrSigningKeysUnavailable.
+func (s *Service) LogIn(ctx context.Context, c Credentials, from Origin) (LoggedInto, error) {
+	found, err := s.authenticate(ctx, c, from)
+	if err != nil {
+		return LoggedInto{}, err
+	}
+	accountID := found.Account.ID
+	tokens, err := s.open(ctx, accountID, from)
+	if err != nil {
+		return LoggedInto{}, err
+	}
+	device := c.DeviceToken
+	if _, known := s.secret.openDevice(accountID, device); !known {
+		if device, err = s.secret.newDevice(accountID, tokens.Session.CreateTime, s.random); err != nil {
+			return LoggedInto{}, err
+		}
+	}
+	event, err := s.event(LoggedIn, accountID, accountID, from)
+	if err != nil {
+		return LoggedInto{}, err
+	}
+	event.SessionID = tokens.Session.ID
+	err = s.store.CreateSession(ctx, tokens.Session, found.Generation, *event)
+	if errors.Is(err, ErrPasswordChanged) {
+		return LoggedInto{}, ErrWrongCredentials.Because(err)
+	}
+	if err != nil {
+		return LoggedInto{}, fmt.Errorf("storing the session: %w", err)
+	}
+	return LoggedInto{found.Account, tokens, device}, nil
+}
+
+func (s *Service) authenticate(ctx context.Context, c Credentials, from Origin) (Password, error) {
 	// The turn comes first: a flood of log-ins is turned away before it costs
 	// the database anything.
 	done, err := s.hasher.Turn(ctx)
 	if err != nil {
-		return Account{}, err
+		return Password{}, err
 	}
 	defer done()
 
 	// A password that cannot have been set is as wrong as any other.
-	prepared, invalid := preparePassword(password)
-	found, hash, err := s.store.FindPassword(ctx, NameKey(name))
-	if errors.Is(err, ErrNotFound) || (err == nil && invalid != nil) {
-		if err := s.hasher.VerifyNobody(password); err != nil {
-			return Account{}, err
-		}
-		return Account{}, ErrWrongCredentials
+	prepared, invalid := preparePassword(c.Password)
+	nameKey := NameKey(c.Name)
+	found, err := Password{}, error(ErrNotFound)
+	if !strings.ContainsRune(nameKey, 0) { // which Postgres does not take
+		found, err = s.store.FindPassword(ctx, PasswordOf{NameKey: nameKey, Address: from.Address})
 	}
-	if err != nil {
-		return Account{}, fmt.Errorf("looking for the account: %w", err)
+	nobody := errors.Is(err, ErrNotFound)
+	if err != nil && !nobody {
+		return Password{}, fmt.Errorf("looking for the account: %w", err)
 	}
-	match, outdated, err := s.hasher.Verify(prepared, hash)
+	debits := s.debits(found.Account.ID, nameKey, found.Known, c.DeviceToken, from)
+	if err := s.admit(ctx, debits); err != nil {
+		return Password{}, err
+	}
+
+	// What follows takes the same time for a name that nobody has.
+	var match, outdated bool
+	if nobody || invalid != nil {
+		err = s.hasher.VerifyNobody(c.Password)
+	} else {
+		match, outdated, err = s.hasher.Verify(prepared, found.Hash)
+	}
 	switch {
 	case err != nil:
-		return Account{}, fmt.Errorf("verifying the password of %s: %w", found.ID, err)
+		return Password{}, fmt.Errorf("verifying the password of %s: %w", found.Account.ID, err)
 	case !match:
-		return Account{}, ErrWrongCredentials
+		return Password{}, s.failed(ctx, debits, LogInFailed, found.Account.ID, "", from, ErrWrongCredentials)
 	case outdated:
 		// The password is right: nothing that goes wrong here may keep it out.
-		if err := s.rehash(ctx, found.ID, hash, prepared); err != nil {
-			s.log.Warn("a password hash could not be brought up to date", "account", found.ID, "error", err)
+		if err := s.rehash(ctx, found.Account.ID, found.Hash, prepared); err != nil {
+			s.log.Warn("a password hash could not be brought up to date", "account", found.Account.ID, "error", err)
 		}
 	}
 	return found, nil
+}
+
+// failed counts a wrong password and returns what the caller is told.
+func (s *Service) failed(ctx context.Context, debits []Debit, kind EventKind, accountID, sessionID string, from Origin, told error) error {
+	var event *Event
+	if accountID != "" {
+		var err error
+		// Who it was is not known, or they would have known the password.
+		if event, err = s.event(kind, accountID, "", from); err != nil {
+			return err
+		}
+		event.SessionID = sessionID
+	}
+	if err := s.store.AddFailure(ctx, s.now(), debits, event); err != nil {
+		return fmt.Errorf("counting a wrong password: %w", err)
+	}
+	return told
+}
+
+// ChangePassword sets a new password and ends all of the account's sessions but
+// the caller's. It changes nothing when the new password is in place already.
+// Errors: ErrWrongPassword, ErrThrottled, ErrPasswordTooWeak, ErrPasswordInvalid,
+// ErrPasswordChanged, ErrNotFound, ErrOverloaded.
+func (s *Service) ChangePassword(ctx context.Context, caller auth.Caller, current, replacement string, from Origin) error {
+	prepared, err := preparePassword(replacement)
+	if err != nil {
+		return renamed(err, "new_password")
+	}
+	done, err := s.hasher.Turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+
+	found, err := s.store.FindPassword(ctx, PasswordOf{AccountID: caller.AccountID})
+	if err != nil {
+		return fmt.Errorf("looking for the account: %w", err)
+	}
+	// Whoever stole an access token must not find the password out, nor keep the
+	// account's own from changing it in another session.
+	debits := s.debits("", "session "+caller.SessionID, false, "", Origin{})
+	if err := s.admit(ctx, debits); err != nil {
+		return err
+	}
+	if err := renamed(checkPassword(prepared, found.Account.Name), "new_password"); err != nil {
+		return err
+	}
+	match := false
+	if old, invalid := preparePassword(current); invalid == nil {
+		if match, _, err = s.hasher.Verify(old, found.Hash); err != nil {
+			return fmt.Errorf("verifying the password of %s: %w", found.Account.ID, err)
+		}
+	}
+	if !match {
+		again, _, err := s.hasher.Verify(prepared, found.Hash)
+		switch {
+		case err != nil:
+			return fmt.Errorf("verifying the password of %s: %w", found.Account.ID, err)
+		case again: // a repeat
+			return nil
+		}
+		return s.failed(ctx, debits, PasswordChangeFailed, found.Account.ID, caller.SessionID, from, ErrWrongPassword)
+	}
+	hash, err := s.hasher.Hash(prepared)
+	if err != nil {
+		return err
+	}
+	event, err := s.event(PasswordChanged, caller.AccountID, caller.AccountID, from)
+	if err != nil {
+		return err
+	}
+	event.SessionID = caller.SessionID
+	ended, err := s.store.ChangePassword(ctx, found.Generation, hash, *event)
+	if err != nil {
+		return fmt.Errorf("storing the new password: %w", err)
+	}
+	s.announceEnd(ended...)
+	return nil
+}
+
+// renamed is a fault about the field "password" for a request that calls it
+// something else.
+func renamed(err error, field string) error {
+	f, ok := fault.From(err)
+	if !ok {
+		return err
+	}
+	c := *f
+	c.Fields = slices.Clone(f.Fields)
+	for i := range c.Fields {
+		if c.Fields[i].Path == "password" {
+			c.Fields[i].Path = field
+		}
+	}
+	return &c
 }
 
 func (s *Service) rehash(ctx context.Context, accountID, oldHash, prepared string) error {
@@ -206,20 +385,6 @@ func (s *Service) rehash(ctx context.Context, accountID, oldHash, prepared strin
 		return err
 	}
 	return s.store.ReplacePasswordHash(ctx, accountID, oldHash, hash)
-}
-
-// LogOut ends the caller's session: at once on this instance, and on every other
-// instance and in every service within ten seconds; up to 30 s where a service
-// cannot reach account (auth.LogOutWithin, auth.LogOutWithinUnreached).
-func (s *Service) LogOut(ctx context.Context, caller auth.Caller) error {
-	expires, err := s.store.EndSession(ctx, caller.SessionID, s.now())
-	if err != nil {
-		return fmt.Errorf("ending the session: %w", err)
-	}
-	if !expires.IsZero() {
-		s.keys.End(EndedSession{ID: caller.SessionID, ExpireTime: expires.Add(ClockLeeway)})
-	}
-	return nil
 }
 
 // GetAccount returns the caller's own account, by its id or as "me". Errors:
@@ -234,9 +399,9 @@ func (s *Service) GetAccount(ctx context.Context, caller auth.Caller, accountID 
 	return s.store.FindAccount(ctx, accountID)
 }
 
-// SigningKeys are the keys and ended sessions that every service is to know.
-// Errors: ErrSigningKeysUnavailable.
-func (s *Service) SigningKeys() ([]Key, []EndedSession, error) { return s.keys.Published() }
+// Published is what every service is to know to verify access tokens. Errors:
+// ErrSigningKeysUnavailable.
+func (s *Service) Published() (Published, error) { return s.keys.Published() }
 
 // RunSweep removes what counts for nothing any more, every minute until ctx ends.
 func (s *Service) RunSweep(ctx context.Context) error {

@@ -21,6 +21,13 @@ import (
 
 const password = "violet tugboat 94"
 
+// from is where calls come from unless a test is about it.
+var from = account.Origin{Address: "192.0.2.1"}
+
+func callerOf(in account.LoggedInto) auth.Caller {
+	return auth.Caller{AccountID: in.Account.ID, SessionID: in.Tokens.Session.ID}
+}
+
 // clock is a clock that tests move.
 type clock struct {
 	mu sync.Mutex
@@ -87,7 +94,7 @@ func (w world) service(t *testing.T, params account.HashParams, concurrency, que
 	require.NoError(t, err)
 	require.NoError(t, keys.Refresh(t.Context()))
 	salts.n = 0
-	return account.New(w.store, hasher, keys, secret, w.clock.now, rand.Reader, hclog.NewNullLogger()), keys, salts
+	return account.New(w.store, hasher, keys, secret, account.DefaultThrottle(), w.clock.now, rand.Reader, hclog.NewNullLogger()), keys, salts
 }
 
 func cheap() account.HashParams { return account.HashParams{MemoryKiB: 64, Time: 1, Threads: 1} }
@@ -98,24 +105,24 @@ func TestService(t *testing.T) {
 	t.Run("OKReplay", func(t *testing.T) {
 		w := newWorld(t, pg)
 		s, _, hashes := w.service(t, cheap(), 1, 0)
-		first, err := s.SignUp(t.Context(), "request-1", "Ada", password)
+		first, err := s.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.NoError(t, err)
 		require.Equal(t, 1, hashes.hashes())
 		w.clock.move(24*time.Hour - time.Second)
-		again, err := s.SignUp(t.Context(), "request-1", "Ada", password)
+		again, err := s.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 		require.Equal(t, 1, hashes.hashes(), "a replay is hashed")
 
 		for _, body := range [][2]string{{"ada", password}, {"Ada", password + "!"}} {
-			_, err = s.SignUp(t.Context(), "request-1", body[0], body[1])
+			_, err = s.SignUp(t.Context(), "request-1", body[0], body[1], from)
 			require.ErrorIs(t, err, account.ErrRequestIDReused)
 		}
 		// After a day the id is free again.
 		w.clock.move(time.Second)
-		_, err = s.SignUp(t.Context(), "request-1", "Ada", password)
+		_, err = s.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.ErrorIs(t, err, account.ErrNameTaken)
-		_, err = s.SignUp(t.Context(), "request-1", "Grace", password)
+		_, err = s.SignUp(t.Context(), "request-1", "Grace", password, from)
 		require.NoError(t, err)
 	})
 
@@ -126,7 +133,7 @@ func TestService(t *testing.T) {
 		answers, errs := make([]account.Account, 50), make([]error, 50)
 		var all sync.WaitGroup
 		for n := range answers {
-			all.Go(func() { answers[n], errs[n] = s.SignUp(t.Context(), "request-1", "Ada", password) })
+			all.Go(func() { answers[n], errs[n] = s.SignUp(t.Context(), "request-1", "Ada", password, from) })
 		}
 		all.Wait()
 		for n := range answers {
@@ -145,7 +152,9 @@ func TestService(t *testing.T) {
 			answers, errs := make([]account.Account, 2), make([]error, 2)
 			var all sync.WaitGroup
 			for n, s := range []*account.Service{one, two} {
-				all.Go(func() { answers[n], errs[n] = s.SignUp(t.Context(), fmt.Sprint("request-", round), "Ada", password) })
+				all.Go(func() {
+					answers[n], errs[n] = s.SignUp(t.Context(), fmt.Sprint("request-", round), "Ada", password, from)
+				})
 			}
 			all.Wait()
 			require.NoError(t, errs[0])
@@ -157,21 +166,21 @@ func TestService(t *testing.T) {
 	t.Run("OKRehash", func(t *testing.T) {
 		w := newWorld(t, pg)
 		before, _, _ := w.service(t, cheap(), 1, 0)
-		_, err := before.SignUp(t.Context(), "request-1", "Ada", password)
+		_, err := before.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.NoError(t, err)
 		stronger := account.HashParams{MemoryKiB: 128, Time: 2, Threads: 1}
 		after, _, hashes := w.service(t, stronger, 1, 0)
 
-		_, _, _, err = after.LogIn(t.Context(), "Ada", "wrong")
+		_, err = after.LogIn(t.Context(), account.Credentials{Name: "Ada", Password: "wrong"}, from)
 		require.ErrorIs(t, err, account.ErrWrongCredentials)
 		require.Zero(t, hashes.hashes(), "a wrong password is stored")
 		for range 2 {
-			_, _, _, err = after.LogIn(t.Context(), "Ada", password)
+			_, err = after.LogIn(t.Context(), account.Credentials{Name: "Ada", Password: password}, from)
 			require.NoError(t, err)
 			require.Equal(t, 1, hashes.hashes())
-			_, hash, err := w.store.FindPassword(t.Context(), "ada")
+			found, err := w.store.FindPassword(t.Context(), account.PasswordOf{NameKey: "ada"})
 			require.NoError(t, err)
-			require.Contains(t, hash, "$m=128,t=2,p=1$")
+			require.Contains(t, found.Hash, "$m=128,t=2,p=1$")
 		}
 	})
 
@@ -179,11 +188,11 @@ func TestService(t *testing.T) {
 		w := newWorld(t, pg)
 		here, hereKeys, _ := w.service(t, cheap(), 1, 0)
 		_, thereKeys, _ := w.service(t, cheap(), 1, 0)
-		_, err := here.SignUp(t.Context(), "request-1", "Ada", password)
+		_, err := here.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.NoError(t, err)
-		found, session, token, err := here.LogIn(t.Context(), "ADA", password)
+		in, err := here.LogIn(t.Context(), account.Credentials{Name: "ADA", Password: password}, from)
 		require.NoError(t, err)
-		caller := auth.Caller{AccountID: found.ID, SessionID: session.ID}
+		caller, token := callerOf(in), in.Tokens.Access
 		verify := func(keys *account.Keyring) error {
 			got, err := auth.NewVerifier(auth.Issuer, "test", keys, w.clock.now).Verify(t.Context(), token)
 			if err == nil {
@@ -193,7 +202,7 @@ func TestService(t *testing.T) {
 		}
 		require.NoError(t, verify(hereKeys))
 		for range 2 {
-			require.NoError(t, here.LogOut(t.Context(), caller))
+			require.NoError(t, here.LogOut(t.Context(), caller, from))
 		}
 		require.ErrorIs(t, verify(hereKeys), auth.ErrSessionEnded)
 		require.NoError(t, verify(thereKeys))
@@ -202,18 +211,18 @@ func TestService(t *testing.T) {
 
 		w.clock.move(account.TokenLifetime + account.ClockLeeway + time.Second)
 		require.NoError(t, hereKeys.Refresh(t.Context()))
-		_, ended, err := here.SigningKeys()
+		published, err := here.Published()
 		require.NoError(t, err)
-		require.Empty(t, ended)
-		require.NoError(t, here.LogOut(t.Context(), auth.Caller{SessionID: "ses_swept"}))
+		require.Empty(t, published.Ended)
+		require.NoError(t, here.LogOut(t.Context(), auth.Caller{SessionID: "ses_swept"}, from))
 	})
 
 	t.Run("ErrNotYourAccount", func(t *testing.T) {
 		w := newWorld(t, pg)
 		s, _, _ := w.service(t, cheap(), 1, 0)
-		ada, err := s.SignUp(t.Context(), "request-1", "Ada", password)
+		ada, err := s.SignUp(t.Context(), "request-1", "Ada", password, from)
 		require.NoError(t, err)
-		grace, err := s.SignUp(t.Context(), "request-2", "Grace", password)
+		grace, err := s.SignUp(t.Context(), "request-2", "Grace", password, from)
 		require.NoError(t, err)
 		_, err = s.GetAccount(t.Context(), auth.Caller{AccountID: ada.ID}, grace.ID)
 		require.ErrorIs(t, err, account.ErrNotYourAccount)
@@ -229,9 +238,9 @@ func TestService(t *testing.T) {
 		s, _, _ := w.service(t, cheap(), 1, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		_, err := s.SignUp(ctx, "request-1", "Ada", password)
+		_, err := s.SignUp(ctx, "request-1", "Ada", password, from)
 		require.ErrorIs(t, err, context.Canceled)
-		_, _, _, err = s.LogIn(ctx, "Ada", password)
+		_, err = s.LogIn(ctx, account.Credentials{Name: "Ada", Password: password}, from)
 		require.ErrorIs(t, err, context.Canceled)
 	})
 }

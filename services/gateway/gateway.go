@@ -13,10 +13,12 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/marquee-ads/marquee/services/gateway/backend"
 	"github.com/marquee-ads/marquee/services/gateway/catalog"
 	"github.com/marquee-ads/marquee/services/gateway/deadline"
+	"github.com/marquee-ads/marquee/services/gateway/overload"
 	"github.com/marquee-ads/marquee/services/gateway/proxy"
 	"github.com/marquee-ads/marquee/services/gateway/rest"
 )
@@ -109,6 +111,10 @@ type Surroundings struct {
 	Plaintext bool
 	Log       hclog.Logger
 	Metrics   prometheus.Registerer
+	// Admission bounds the calls under way.
+	Admission overload.Admission
+	// Tracing opens the gateway's spans; nil opens none.
+	Tracing trace.TracerProvider
 	// Failed is called when a door closes by itself.
 	Failed func(error)
 }
@@ -131,7 +137,7 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	chain, err := stages(cfg, around.Log, around.Metrics)
+	chain, err := stages(cfg, around)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +162,7 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 		grpc: proxy.New(proxy.Options{
 			Catalog: services, Stages: chain, Limits: cfg.limits(),
 			MaxMessage: cfg.MaxMessageBytes, ServedBy: cfg.ServedBy, TLS: security,
+			Log: around.Log,
 		}),
 		http: rest.New(rest.Options{
 			Catalog: services, Stages: chain, Limits: cfg.limits(),

@@ -251,8 +251,22 @@ func startGateway(t testing.TB, r *registry, configure ...func(*gateway.Config))
 	for _, c := range configure {
 		c(&cfg)
 	}
-	b := &bed{registry: r, metrics: prometheus.NewRegistry()}
+	return startIn(t, r, cfg, surroundings(t, r))
+}
+
+// startWith is a gateway in front of one echo, in surroundings that a test changes.
+func startWith(t testing.TB, e *echo, change func(*gateway.Surroundings)) *bed {
+	t.Helper()
+	r := newRegistry()
+	r.set("echo", e.address)
 	around := surroundings(t, r)
+	change(&around)
+	return startIn(t, r, defaults(), around)
+}
+
+func startIn(t testing.TB, r *registry, cfg gateway.Config, around gateway.Surroundings) *bed {
+	t.Helper()
+	b := &bed{registry: r, metrics: prometheus.NewRegistry()}
 	around.Metrics = b.metrics
 	gw, err := gateway.New(cfg, around)
 	require.NoError(t, err)
@@ -303,9 +317,16 @@ func surroundings(t testing.TB, r *registry) gateway.Surroundings {
 		EnvironmentTag: discovery.EnvironmentTag("test"),
 		Log:            hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: testLog{t}}),
 		Metrics:        prometheus.NewRegistry(),
+		Admission:      unbounded{},
 		Failed:         func(err error) { t.Errorf("a door closed by itself: %v", err) },
 	}
 }
+
+// unbounded admits every call.
+type unbounded struct{}
+
+func (unbounded) Enter() error { return nil }
+func (unbounded) Leave()       {}
 
 type testLog struct{ t testing.TB }
 

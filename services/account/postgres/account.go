@@ -25,7 +25,7 @@ func (s *Store) FindSignUp(ctx context.Context, requestID, nameKey string, now t
 }
 
 // CreateAccount implements account.Store.
-func (s *Store) CreateAccount(ctx context.Context, up account.SignUp, passwordHash string) (account.SignUp, error) {
+func (s *Store) CreateAccount(ctx context.Context, up account.SignUp, passwordHash string, event account.Event) (account.SignUp, error) {
 	var winner account.SignUp
 	err := s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
 		winner = up
@@ -44,10 +44,13 @@ func (s *Store) CreateAccount(ctx context.Context, up account.SignUp, passwordHa
 			}
 			return err
 		}
-		return q.InsertAccount(ctx, query.InsertAccountParams{
+		if err := q.InsertAccount(ctx, query.InsertAccountParams{
 			AccountID: up.Account.ID, Name: up.Account.Name, NameKey: account.NameKey(up.Account.Name),
 			PasswordHash: passwordHash, CreateTime: up.Account.CreateTime,
-		})
+		}); err != nil {
+			return err
+		}
+		return insertEvent(ctx, q, event)
 	})
 	return winner, err
 }
@@ -63,13 +66,24 @@ func (s *Store) FindAccount(ctx context.Context, accountID string) (account.Acco
 }
 
 // FindPassword implements account.Store.
-func (s *Store) FindPassword(ctx context.Context, nameKey string) (account.Account, string, error) {
-	var row query.PasswordRow
+func (s *Store) FindPassword(ctx context.Context, by account.PasswordOf) (account.Password, error) {
+	var row query.PasswordByNameRow
 	err := s.read(ctx, func(ctx context.Context) (err error) {
-		row, err = s.q.Password(ctx, nameKey)
+		if by.NameKey != "" {
+			row, err = s.q.PasswordByName(ctx, query.PasswordByNameParams{NameKey: by.NameKey, Address: by.Address})
+			return err
+		}
+		of, err := s.q.PasswordByAccount(ctx, by.AccountID)
+		row = query.PasswordByNameRow{
+			AccountID: of.AccountID, Name: of.Name, CreateTime: of.CreateTime,
+			PasswordHash: of.PasswordHash, PasswordGeneration: of.PasswordGeneration,
+		}
 		return err
 	})
-	return account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()}, row.PasswordHash, err
+	return account.Password{
+		Account: account.Account{ID: row.AccountID, Name: row.Name, CreateTime: row.CreateTime.UTC()},
+		Hash:    row.PasswordHash, Generation: int(row.PasswordGeneration), Known: row.Known,
+	}, err
 }
 
 // ReplacePasswordHash implements account.Store.
@@ -77,4 +91,33 @@ func (s *Store) ReplacePasswordHash(ctx context.Context, accountID, oldHash, new
 	return s.call(ctx, func(ctx context.Context) error {
 		return s.q.ReplacePasswordHash(ctx, query.ReplacePasswordHashParams{AccountID: accountID, OldHash: oldHash, NewHash: newHash})
 	})
+}
+
+// ChangePassword implements account.Store.
+func (s *Store) ChangePassword(ctx context.Context, generation int, newHash string, event account.Event) ([]account.Session, error) {
+	var ended []account.Session
+	err := s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		ended = nil
+		changed, err := q.ChangePassword(ctx, query.ChangePasswordParams{AccountID: event.AccountID, NewHash: newHash, PasswordGeneration: int32(generation)})
+		switch {
+		case err != nil:
+			return err
+		case changed == 0:
+			return account.ErrPasswordChanged
+		}
+		rows, err := q.EndOtherSessions(ctx, query.EndOtherSessionsParams{
+			AccountID: event.AccountID, KeepSessionID: event.SessionID, Now: event.Time, EndReason: string(account.EndPasswordChanged),
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			ended = append(ended, account.Session{
+				ID: r.SessionID, AccountID: event.AccountID, TokenExpireTime: r.TokenExpireTime.UTC(),
+				EndTime: event.Time, EndReason: account.EndPasswordChanged,
+			})
+		}
+		return insertEvent(ctx, q, event)
+	})
+	return ended, err
 }

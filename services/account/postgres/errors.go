@@ -48,7 +48,7 @@ func translate(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	case errors.As(err, &pg):
 		return translateCode(pg, err)
-	case errors.Is(err, pgx.ErrNoRows):
+	case none(err):
 		return account.ErrNotFound.Because(err)
 	case broke(err), errors.As(err, &connect),
 		// The time for one call has passed.
@@ -58,6 +58,9 @@ func translate(ctx context.Context, err error) error {
 		return err
 	}
 }
+
+// none says whether a query found no row.
+func none(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 
 // broke says whether an established connection ended under its use. Whether
 // the use had an effect is not known then, whatever pgconn.SafeToRetry says of

@@ -32,6 +32,29 @@ func keys(rows []query.SigningKey) []account.Key {
 	return list
 }
 
+// Ended implements account.KeyStore.
+func (s *Store) Ended(ctx context.Context, now time.Time) ([]account.EndedSession, []account.ChangedAccount, error) {
+	// For how long a change counts, with the clocks of two machines that differ.
+	const counts = account.TokenLifetime + account.ClockLeeway
+	var rows []query.EndedRow
+	err := s.read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.Ended(ctx, query.EndedParams{ExpiredAfter: now.Add(-account.ClockLeeway), ChangedAfter: now.Add(-counts)})
+		return err
+	})
+	var (
+		ended   []account.EndedSession
+		changed []account.ChangedAccount
+	)
+	for _, r := range rows {
+		if r.RolesVersion > 0 {
+			changed = append(changed, account.ChangedAccount{ID: r.ID, Version: r.RolesVersion, ExpireTime: r.Since.UTC().Add(counts)})
+		} else {
+			ended = append(ended, account.EndedSession{ID: r.ID, ExpireTime: r.Since.UTC().Add(account.ClockLeeway)})
+		}
+	}
+	return ended, changed, err
+}
+
 // RotateSigningKeys implements account.KeyStore.
 func (s *Store) RotateSigningKeys(ctx context.Context, decide func([]account.Key) ([]account.Key, error)) error {
 	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {

@@ -39,14 +39,9 @@ func (s *Store) migrate(ctx context.Context) error {
 	}
 	db := stdlib.OpenDB(*config)
 	defer db.Close()
-	files, err := fs.Sub(migrations, "migrations")
+	provider, err := provider(db)
 	if err != nil {
-		return fmt.Errorf("finding the migrations: %w", err)
-	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
-		goose.WithSessionLocker(advisoryLock{}), goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return fmt.Errorf("preparing the migrations: %w", err)
+		return err
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {
@@ -56,6 +51,19 @@ func (s *Store) migrate(ctx context.Context) error {
 		s.log.Info("migrated the database", "to", r.Source.Version, "took", r.Duration.Round(time.Millisecond))
 	}
 	return nil
+}
+
+func provider(db *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, fmt.Errorf("finding the migrations: %w", err)
+	}
+	p, err := goose.NewProvider(goose.DialectPostgres, db, files,
+		goose.WithSessionLocker(advisoryLock{}), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return nil, fmt.Errorf("preparing the migrations: %w", err)
+	}
+	return p, nil
 }
 
 // advisoryLock makes instances take turns at migrating. goose's own asks again

@@ -16,8 +16,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
@@ -34,6 +36,8 @@ func TestPostgres(t *testing.T) {
 	t.Run("FindSignUp", s.findSignUp)
 	t.Run("Passwords", s.passwords)
 	t.Run("Sessions", s.sessions)
+	t.Run("Failures", s.failures)
+	t.Run("Organisations", s.organisations)
 	t.Run("RotateSigningKeys", s.rotate)
 	t.Run("Sweep", s.sweep)
 	t.Run("Unavailable", s.unavailable)
@@ -73,6 +77,10 @@ func signUp(request, name string) account.SignUp {
 	}
 }
 
+func signUpEvent(up account.SignUp) account.Event {
+	return account.Event{ID: "evt_" + up.Account.ID, Time: noon(), Kind: account.SignedUp, AccountID: up.Account.ID, ActorID: up.Account.ID}
+}
+
 func (s tests) migrate(t *testing.T) {
 	cfg := s.config(t)
 	var all sync.WaitGroup
@@ -92,6 +100,45 @@ func (s tests) migrate(t *testing.T) {
 	files, err := migrations.ReadDir("migrations")
 	require.NoError(t, err)
 	require.Equal(t, len(files), applied)
+
+	t.Run("OKDownAndUpAgain", func(t *testing.T) {
+		db := stdlib.OpenDB(*stores[0].pool.Config().ConnConfig.Copy())
+		defer db.Close()
+		p, err := provider(db)
+		require.NoError(t, err)
+		_, err = p.DownTo(t.Context(), 0)
+		require.NoError(t, err)
+		var left int
+		require.NoError(t, stores[0].pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_class
+			WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'goose_db_version'`).Scan(&left))
+		require.Zero(t, left)
+		require.NoError(t, stores[0].Migrate(t.Context()))
+	})
+	t.Run("OKSessionsOfTheVersionBefore", func(t *testing.T) {
+		// What is stored already is carried over.
+		store := open(t, s.config(t))
+		db := stdlib.OpenDB(*store.pool.Config().ConnConfig.Copy())
+		defer db.Close()
+		p, err := provider(db)
+		require.NoError(t, err)
+		_, err = p.UpTo(t.Context(), 1)
+		require.NoError(t, err)
+		_, err = store.pool.Exec(t.Context(), `INSERT INTO accounts (account_id, name, name_key, password_hash, create_time) VALUES ('acc_one', 'Ada', 'ada', $1, $2)`, hash, noon())
+		require.NoError(t, err)
+		_, err = store.pool.Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time, end_time) VALUES ('ses_1', 'acc_one', $1, $2, $1)`, noon(), noon().Add(account.TokenLifetime))
+		require.NoError(t, err)
+		require.NoError(t, store.Migrate(t.Context()))
+		sessions, err := store.ListSessions(t.Context(), "acc_one", "", 9)
+		require.NoError(t, err)
+		require.Len(t, sessions, 1)
+		require.Equal(t, noon(), sessions[0].EndTime)
+		ended, _, err := store.Ended(t.Context(), noon())
+		require.NoError(t, err)
+		require.Len(t, ended, 1)
+		granted, err := store.Granted(t.Context(), "acc_one")
+		require.NoError(t, err)
+		require.Equal(t, account.Granted{}, granted)
+	})
 
 	t.Run("ErrContext", func(t *testing.T) {
 		store := open(t, s.config(t))
@@ -120,10 +167,17 @@ func (s tests) schema(t *testing.T) {
 		return name, err
 	})
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{"accounts", "sign_ups", "sessions", "signing_keys"}, tables)
+	require.ElementsMatch(t, []string{"accounts", "sign_ups", "sessions", "signing_keys", "log_in_failures", "audit_events",
+		"organisations", "members", "invitations", "api_keys", "requests"}, tables)
 
-	text, err := migrations.ReadFile("migrations/00001_accounts.sql")
+	files, err := migrations.ReadDir("migrations")
 	require.NoError(t, err)
+	var text string
+	for _, file := range files {
+		content, err := migrations.ReadFile("migrations/" + file.Name())
+		require.NoError(t, err)
+		text += string(content)
+	}
 	rows, err = store.pool.Query(t.Context(), `SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace
 		AND contype <> 'n' AND conrelid <> 'goose_db_version'::regclass`)
 	require.NoError(t, err)
@@ -131,7 +185,7 @@ func (s tests) schema(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, names)
 	for _, name := range names {
-		require.Contains(t, string(text), "CONSTRAINT "+name+" ", "a constraint was named by Postgres")
+		require.Contains(t, text, "CONSTRAINT "+name+" ", "a constraint was named by Postgres")
 	}
 }
 
@@ -139,7 +193,7 @@ func (s tests) createAccount(t *testing.T) {
 	store := s.store(t)
 	first := signUp("one", "Ada")
 	t.Run("OK", func(t *testing.T) {
-		winner, err := store.CreateAccount(t.Context(), first, hash)
+		winner, err := store.CreateAccount(t.Context(), first, hash, signUpEvent(first))
 		require.NoError(t, err)
 		require.Equal(t, first, winner)
 		found, err := store.FindAccount(t.Context(), "acc_one")
@@ -149,7 +203,7 @@ func (s tests) createAccount(t *testing.T) {
 	t.Run("OKSameRequest", func(t *testing.T) {
 		again := signUp("one", "Ada")
 		again.Account.ID = "acc_other"
-		winner, err := store.CreateAccount(t.Context(), again, hash)
+		winner, err := store.CreateAccount(t.Context(), again, hash, signUpEvent(again))
 		require.NoError(t, err)
 		require.Equal(t, first, winner)
 		_, err = store.FindAccount(t.Context(), "acc_other")
@@ -158,7 +212,7 @@ func (s tests) createAccount(t *testing.T) {
 	t.Run("OKRequestExpired", func(t *testing.T) {
 		again := signUp("one", "Grace")
 		again.Account.ID, again.Account.CreateTime = "acc_next_day", noon().Add(24*time.Hour)
-		winner, err := store.CreateAccount(t.Context(), again, hash)
+		winner, err := store.CreateAccount(t.Context(), again, hash, signUpEvent(again))
 		require.NoError(t, err)
 		require.Equal(t, again, winner)
 	})
@@ -175,7 +229,7 @@ func (s tests) createAccount(t *testing.T) {
 			late := signUp("slow", "Slow")
 			late.Account.ID = "acc_late"
 			var err error
-			winner, err = store.CreateAccount(t.Context(), late, hash)
+			winner, err = store.CreateAccount(t.Context(), late, hash, signUpEvent(late))
 			answer <- err
 		}()
 		s.waitForLock(t, store)
@@ -185,14 +239,14 @@ func (s tests) createAccount(t *testing.T) {
 		require.Equal(t, slow, winner)
 	})
 	t.Run("ErrNameTaken", func(t *testing.T) {
-		_, err := store.CreateAccount(t.Context(), signUp("two", "ADA"), hash)
+		_, err := store.CreateAccount(t.Context(), signUp("two", "ADA"), hash, signUpEvent(signUp("two", "ADA")))
 		require.ErrorIs(t, err, account.ErrNameTaken)
 		// Nothing of it stays: the id can be used for another name.
-		_, err = store.CreateAccount(t.Context(), signUp("two", "Barbara"), hash)
+		_, err = store.CreateAccount(t.Context(), signUp("two", "Barbara"), hash, signUpEvent(signUp("two", "Barbara")))
 		require.NoError(t, err)
 	})
 	t.Run("ErrUnexpected", func(t *testing.T) {
-		_, err := store.CreateAccount(t.Context(), signUp("three", "Mary"), "plain text")
+		_, err := store.CreateAccount(t.Context(), signUp("three", "Mary"), "plain text", signUpEvent(signUp("three", "Mary")))
 		var pg *pgconn.PgError
 		require.ErrorAs(t, err, &pg)
 		require.Equal(t, "accounts_password_hash_is_phc", pg.ConstraintName)
@@ -213,7 +267,7 @@ func (s tests) waitForLock(t *testing.T, store *Store) {
 
 func (s tests) findSignUp(t *testing.T) {
 	store := s.store(t)
-	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash)
+	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
 	for name, tc := range map[string]struct {
 		request, key string
@@ -241,49 +295,382 @@ func (s tests) findSignUp(t *testing.T) {
 
 func (s tests) passwords(t *testing.T) {
 	store := s.store(t)
-	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash)
+	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
-	found, stored, err := store.FindPassword(t.Context(), "ada")
-	require.NoError(t, err)
-	require.Equal(t, signUp("one", "Ada").Account, found)
-	require.Equal(t, hash, stored)
+	for _, by := range []account.PasswordOf{{NameKey: "ada"}, {AccountID: "acc_one"}} {
+		found, err := store.FindPassword(t.Context(), by)
+		require.NoError(t, err)
+		require.Equal(t, account.Password{Account: signUp("one", "Ada").Account, Hash: hash}, found)
+	}
 
 	require.NoError(t, store.ReplacePasswordHash(t.Context(), "acc_one", "not the old one", hash+"2"))
 	require.NoError(t, store.ReplacePasswordHash(t.Context(), "acc_one", hash, hash+"3"))
-	_, stored, err = store.FindPassword(t.Context(), "ada")
+	found, err := store.FindPassword(t.Context(), account.PasswordOf{NameKey: "ada"})
 	require.NoError(t, err)
-	require.Equal(t, hash+"3", stored)
+	require.Equal(t, hash+"3", found.Hash)
+	require.Zero(t, found.Generation, "the same password with another hash is no change")
 
-	_, _, err = store.FindPassword(t.Context(), "grace")
-	require.ErrorIs(t, err, account.ErrNotFound)
+	for _, by := range []account.PasswordOf{{NameKey: "grace"}, {AccountID: "acc_two"}, {}} {
+		_, err = store.FindPassword(t.Context(), by)
+		require.ErrorIs(t, err, account.ErrNotFound)
+	}
+}
+
+// opened is a session as it is after a log-in at noon.
+func opened(id string) account.Session {
+	return account.Session{
+		ID: id, AccountID: "acc_one", CreateTime: noon(), RefreshTime: noon(), TokenExpireTime: noon().Add(account.TokenLifetime),
+		RefreshHash: []byte(strings.Repeat("r", 32)), ExpireTime: noon().Add(account.SessionIdle), Address: "192.0.2.1",
+	}
+}
+
+// sessionEvent is an event of one of acc_one's sessions.
+func sessionEvent(id, session string, kind account.EventKind) account.Event {
+	return account.Event{ID: id, Time: noon(), Kind: kind, AccountID: "acc_one", ActorID: "acc_one", SessionID: session, Address: "192.0.2.1"}
 }
 
 func (s tests) sessions(t *testing.T) {
 	store := s.store(t)
-	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash)
+	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
-	expires := noon().Add(account.TokenLifetime)
-	for _, id := range []string{"ses_1", "ses_2"} {
-		require.NoError(t, store.CreateSession(t.Context(), account.Session{ID: id, AccountID: "acc_one", CreateTime: noon(), TokenExpireTime: expires}))
+	for _, id := range []string{"ses_1", "ses_2", "ses_3"} {
+		require.NoError(t, store.CreateSession(t.Context(), opened(id), 0, sessionEvent("evt_"+id, id, account.LoggedIn)))
 	}
-	for range 2 {
-		until, err := store.EndSession(t.Context(), "ses_1", noon())
+	list := func(before string, limit int) []string {
+		sessions, err := store.ListSessions(t.Context(), "acc_one", before, limit)
 		require.NoError(t, err)
-		require.Equal(t, expires, until)
+		var ids []string
+		for _, session := range sessions {
+			ids = append(ids, session.ID)
+		}
+		return ids
 	}
-	until, err := store.EndSession(t.Context(), "ses_3", noon())
-	require.NoError(t, err)
-	require.True(t, until.IsZero())
+	t.Run("OKList", func(t *testing.T) {
+		sessions, err := store.ListSessions(t.Context(), "acc_one", "", 1)
+		require.NoError(t, err)
+		require.Equal(t, []account.Session{opened("ses_3")}, sessions)
+		require.Equal(t, []string{"ses_3", "ses_2", "ses_1"}, list("", 9))
+		require.Equal(t, []string{"ses_2"}, list("ses_3", 1))
+		require.Empty(t, list("ses_1", 9))
+		none, err := store.ListSessions(t.Context(), "acc_other", "", 9)
+		require.NoError(t, err)
+		require.Empty(t, none)
+	})
+	t.Run("OKKnownPlace", func(t *testing.T) {
+		for address, want := range map[string]bool{"192.0.2.1": true, "192.0.2.2": false, "": false} {
+			found, err := store.FindPassword(t.Context(), account.PasswordOf{NameKey: "ada", Address: address})
+			require.NoError(t, err)
+			require.Equal(t, want, found.Known, address)
+		}
+	})
+	t.Run("OKChange", func(t *testing.T) {
+		ended := opened("ses_1")
+		ended.EndTime, ended.EndReason = noon(), account.EndLoggedOut
+		e := sessionEvent("evt_z_end", "ses_1", account.LoggedOut)
+		require.NoError(t, store.ChangeSession(t.Context(), "ses_1", func(stored account.Session) (*account.Session, *account.Event) {
+			require.Equal(t, opened("ses_1"), stored)
+			return &ended, &e
+		}))
+		require.NoError(t, store.ChangeSession(t.Context(), "ses_1", func(stored account.Session) (*account.Session, *account.Event) {
+			require.Equal(t, ended, stored)
+			return nil, nil
+		}))
+		events, err := store.ListEvents(t.Context(), "acc_one", "", 1)
+		require.NoError(t, err)
+		require.Equal(t, []account.Event{e}, events)
+		require.NoError(t, store.ChangeSession(t.Context(), "ses_none", func(account.Session) (*account.Session, *account.Event) {
+			t.Error("called for a session that does not exist")
+			return nil, nil
+		}))
+	})
+	t.Run("OKEnded", func(t *testing.T) {
+		expires := noon().Add(account.TokenLifetime)
+		want := []account.EndedSession{{ID: "ses_1", ExpireTime: expires.Add(account.ClockLeeway)}}
+		for _, now := range []time.Time{noon(), expires.Add(account.ClockLeeway - time.Second)} {
+			ended, _, err := store.Ended(t.Context(), now)
+			require.NoError(t, err)
+			require.Equal(t, want, ended)
+		}
+		ended, _, err := store.Ended(t.Context(), expires.Add(account.ClockLeeway))
+		require.NoError(t, err)
+		require.Empty(t, ended)
+	})
+	t.Run("OKOfTheVersionBefore", func(t *testing.T) {
+		// Its log-ins fill no columns that it does not know.
+		_, err := store.pool.Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
+			VALUES ('ses_0', 'acc_one', $1, $2)`, noon(), noon().Add(account.TokenLifetime))
+		require.NoError(t, err)
+		sessions, err := store.ListSessions(t.Context(), "acc_one", "ses_1", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.Session{{
+			ID: "ses_0", AccountID: "acc_one", CreateTime: noon(), RefreshTime: noon(),
+			TokenExpireTime: noon().Add(account.TokenLifetime), ExpireTime: noon().Add(account.TokenLifetime),
+		}}, sessions)
+	})
+	t.Run("OKChangePassword", func(t *testing.T) {
+		e := sessionEvent("evt_password", "ses_2", account.PasswordChanged)
+		ended, err := store.ChangePassword(t.Context(), 0, hash+"new", e)
+		require.NoError(t, err)
+		require.Len(t, ended, 2, "ses_3 and ses_0; ses_1 had ended")
+		for _, session := range ended {
+			require.Contains(t, []string{"ses_3", "ses_0"}, session.ID)
+			require.Equal(t, account.EndPasswordChanged, session.EndReason)
+			require.Equal(t, noon().Add(account.TokenLifetime), session.TokenExpireTime)
+		}
+		found, err := store.FindPassword(t.Context(), account.PasswordOf{NameKey: "ada"})
+		require.NoError(t, err)
+		require.Equal(t, hash+"new", found.Hash)
+		require.Equal(t, 1, found.Generation)
+	})
+	t.Run("ErrPasswordChanged", func(t *testing.T) {
+		_, err := store.ChangePassword(t.Context(), 0, hash, sessionEvent("evt_late", "ses_2", account.PasswordChanged))
+		require.ErrorIs(t, err, account.ErrPasswordChanged)
+		err = store.CreateSession(t.Context(), opened("ses_4"), 0, sessionEvent("evt_late", "ses_4", account.LoggedIn))
+		require.ErrorIs(t, err, account.ErrPasswordChanged)
+		require.Equal(t, []string{"ses_3"}, list("", 1))
+	})
+	t.Run("ErrPasswordChangedMeanwhile", func(t *testing.T) {
+		// A log-in that began before a new password is stored waits for it, and is
+		// refused: the new password ends all sessions of the old one.
+		tx, err := store.pool.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = store.q.WithTx(tx).ChangePassword(t.Context(), query.ChangePasswordParams{AccountID: "acc_one", PasswordGeneration: 1, NewHash: hash})
+		require.NoError(t, err)
+		answer := make(chan error, 1)
+		go func() {
+			answer <- store.CreateSession(t.Context(), opened("ses_5"), 1, sessionEvent("evt_race", "ses_5", account.LoggedIn))
+		}()
+		s.waitForLock(t, store)
+		require.NoError(t, tx.Commit(t.Context()))
+		require.ErrorIs(t, <-answer, account.ErrPasswordChanged)
+	})
+}
 
-	want := []account.EndedSession{{ID: "ses_1", ExpireTime: expires.Add(account.ClockLeeway)}}
-	for _, now := range []time.Time{noon(), expires.Add(account.ClockLeeway - time.Second)} {
-		ended, err := store.EndedSessions(t.Context(), now)
-		require.NoError(t, err)
-		require.Equal(t, want, ended)
-	}
-	ended, err := store.EndedSessions(t.Context(), expires.Add(account.ClockLeeway))
+func (s tests) failures(t *testing.T) {
+	store := s.store(t)
+	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
-	require.Empty(t, ended)
+	debits := []account.Debit{{Key: "b", Budget: account.Budget{Every: time.Minute}}, {Key: "a", Budget: account.Budget{Every: 1500 * time.Millisecond}}}
+	e := sessionEvent("evt_failed", "", account.LogInFailed)
+	require.NoError(t, store.AddFailure(t.Context(), noon(), debits, &e))
+	require.NoError(t, store.AddFailure(t.Context(), noon().Add(time.Second), debits, nil))
+	used, err := store.Failures(t.Context(), []string{"a", "b", "c"})
+	require.NoError(t, err)
+	require.ElementsMatch(t, []account.Failures{
+		{Key: "a", FreeTime: noon().Add(3 * time.Second)}, {Key: "b", FreeTime: noon().Add(2 * time.Minute)},
+	}, used)
+	// A budget that is whole again counts from now on.
+	require.NoError(t, store.AddFailure(t.Context(), noon().Add(time.Hour), debits[:1], nil))
+	used, err = store.Failures(t.Context(), []string{"b"})
+	require.NoError(t, err)
+	require.Equal(t, []account.Failures{{Key: "b", FreeTime: noon().Add(time.Hour + time.Minute)}}, used)
+
+	events, err := store.ListEvents(t.Context(), "acc_one", "", 9)
+	require.NoError(t, err)
+	require.Equal(t, []account.Event{e, signUpEvent(signUp("one", "Ada"))}, events)
+
+	// Many at once are all counted, and none waits for another in vain.
+	var all sync.WaitGroup
+	errs := make([]error, 20)
+	for n := range errs {
+		all.Go(func() {
+			turned := []account.Debit{debits[n%2], debits[1-n%2]}
+			errs[n] = store.AddFailure(t.Context(), noon().Add(2*time.Hour), turned, nil)
+		})
+	}
+	all.Wait()
+	require.NoError(t, errors.Join(errs...))
+	used, err = store.Failures(t.Context(), []string{"b"})
+	require.NoError(t, err)
+	require.Equal(t, noon().Add(2*time.Hour+20*time.Minute), used[0].FreeTime)
+}
+
+func (s tests) organisations(t *testing.T) {
+	store := s.store(t)
+	for _, who := range [][2]string{{"one", "Ada"}, {"two", "Grace"}} {
+		up := signUp(who[0], who[1])
+		_, err := store.CreateAccount(t.Context(), up, hash, signUpEvent(up))
+		require.NoError(t, err)
+	}
+	change := func(t *testing.T, do func(ctx context.Context, tx account.Tx) error) {
+		t.Helper()
+		require.NoError(t, store.Change(t.Context(), do))
+	}
+	acme := account.Organisation{ID: "org_1", Name: "Acme", Kind: account.KindAdvertiser, CreateTime: noon()}
+	owner := account.Member{OrganisationID: "org_1", AccountID: "acc_one", Role: auth.Owner, CreateTime: noon()}
+	viewer := account.Member{OrganisationID: "org_1", AccountID: "acc_two", Role: auth.Viewer, CreateTime: noon()}
+	change(t, func(ctx context.Context, tx account.Tx) error {
+		if err := tx.AddOrganisation(ctx, acme); err != nil {
+			return err
+		}
+		if err := tx.PutMember(ctx, owner, noon()); err != nil {
+			return err
+		}
+		return tx.PutMember(ctx, viewer, noon())
+	})
+
+	t.Run("OKMembers", func(t *testing.T) {
+		found, err := store.FindOrganisation(t.Context(), "org_1")
+		require.NoError(t, err)
+		require.Equal(t, acme, found)
+		granted, err := store.Granted(t.Context(), "acc_two")
+		require.NoError(t, err)
+		require.Equal(t, account.Granted{Version: 1, Roles: auth.Roles{"org_1": auth.Viewer}}, granted)
+		change(t, func(ctx context.Context, tx account.Tx) error {
+			viewer.Role = auth.Operator
+			if err := tx.PutMember(ctx, viewer, noon().Add(time.Second)); err != nil {
+				return err
+			}
+			stored, err := tx.Member(ctx, "org_1", "acc_two")
+			require.Equal(t, &viewer, stored)
+			owners, _ := tx.CountOwners(ctx, "org_1")
+			require.Equal(t, 1, owners)
+			memberships, _ := tx.CountMemberships(ctx, "acc_two")
+			require.Equal(t, 1, memberships)
+			nobody, _ := tx.Member(ctx, "org_1", "acc_none")
+			require.Nil(t, nobody)
+			none, _ := tx.Organisation(ctx, "org_none")
+			require.Nil(t, none)
+			return err
+		})
+		members, err := store.ListMembers(t.Context(), "org_1", "", 9)
+		require.NoError(t, err)
+		ada, grace := owner, viewer
+		ada.Name, grace.Name = "Ada", "Grace"
+		require.Equal(t, []account.Member{grace, ada}, members)
+		members, err = store.ListMembers(t.Context(), "org_1", "acc_two", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.Member{ada}, members)
+		memberships, err := store.ListMemberships(t.Context(), "acc_two", "", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.Membership{{Organisation: acme, Role: auth.Operator}}, memberships)
+	})
+
+	t.Run("OKChangedAccounts", func(t *testing.T) {
+		counts := account.TokenLifetime + account.ClockLeeway
+		change(t, func(ctx context.Context, tx account.Tx) error {
+			return tx.RemoveMember(ctx, "org_1", "acc_two", noon().Add(2*time.Second))
+		})
+		granted, err := store.Granted(t.Context(), "acc_two")
+		require.NoError(t, err)
+		require.Equal(t, account.Granted{Version: 3}, granted)
+		_, changed, err := store.Ended(t.Context(), noon())
+		require.NoError(t, err)
+		require.ElementsMatch(t, []account.ChangedAccount{
+			{ID: "acc_one", Version: 1, ExpireTime: noon().Add(counts)},
+			{ID: "acc_two", Version: 3, ExpireTime: noon().Add(2*time.Second + counts)},
+		}, changed)
+		_, changed, err = store.Ended(t.Context(), noon().Add(counts))
+		require.NoError(t, err)
+		require.Len(t, changed, 1)
+		_, err = store.Granted(t.Context(), "acc_none")
+		require.ErrorIs(t, err, account.ErrNotFound)
+	})
+
+	t.Run("OKInvitations", func(t *testing.T) {
+		invitation := account.Invitation{
+			ID: "inv_1", OrganisationID: "org_1", Role: auth.Viewer, InviterID: "acc_one", CreateTime: noon(), ExpireTime: noon().Add(time.Hour),
+		}
+		change(t, func(ctx context.Context, tx account.Tx) error {
+			if err := tx.PutInvitation(ctx, invitation); err != nil {
+				return err
+			}
+			stored, err := tx.Invitation(ctx, "inv_1")
+			require.Equal(t, &invitation, stored)
+			if err != nil {
+				return err
+			}
+			invitation.AcceptTime, invitation.AccepterID = noon().Add(time.Minute), "acc_two"
+			none, _ := tx.Invitation(ctx, "inv_none")
+			require.Nil(t, none)
+			return tx.PutInvitation(ctx, invitation)
+		})
+		list, err := store.ListInvitations(t.Context(), "org_1", "", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.Invitation{invitation}, list)
+	})
+
+	t.Run("OKAPIKeys", func(t *testing.T) {
+		k := account.APIKey{
+			ID: "apk_1", OrganisationID: "org_1", Name: "Import", Role: auth.Operator, SecretHash: []byte(strings.Repeat("s", 32)),
+			CreatorID: "acc_one", CreateTime: noon(), ExpireTime: noon().Add(time.Hour),
+		}
+		change(t, func(ctx context.Context, tx account.Tx) error {
+			if err := tx.PutAPIKey(ctx, k); err != nil {
+				return err
+			}
+			for now, want := range map[time.Time]int{noon(): 1, noon().Add(time.Hour): 0} {
+				n, _ := tx.CountAPIKeys(ctx, "org_1", now)
+				require.Equal(t, want, n)
+			}
+			stored, err := tx.APIKey(ctx, "apk_1")
+			require.Equal(t, &k, stored)
+			if err != nil {
+				return err
+			}
+			k.UseTime, k.TokenExpireTime = noon().Add(time.Minute), noon().Add(6*time.Minute)
+			if err := tx.PutAPIKey(ctx, k); err != nil {
+				return err
+			}
+			k.RevokeTime = noon().Add(2 * time.Minute)
+			none, _ := tx.APIKey(ctx, "apk_none")
+			require.Nil(t, none)
+			return tx.PutAPIKey(ctx, k)
+		})
+		list, err := store.ListAPIKeys(t.Context(), "org_1", "", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.APIKey{k}, list)
+		ended, _, err := store.Ended(t.Context(), noon())
+		require.NoError(t, err)
+		require.Equal(t, []account.EndedSession{{ID: "apk_1", ExpireTime: k.TokenExpireTime.Add(account.ClockLeeway)}}, ended)
+	})
+
+	t.Run("OKEvents", func(t *testing.T) {
+		e := account.Event{
+			ID: "evt_z", Time: noon(), Kind: account.MemberRemoved, AccountID: "acc_two", OrganisationID: "org_1",
+			ActorID: "acc_one", SessionID: "ses_1", SubjectID: "inv_1", Role: auth.Viewer, Address: "192.0.2.1",
+		}
+		change(t, func(ctx context.Context, tx account.Tx) error { return tx.Record(ctx, e) })
+		of, err := store.ListOrganisationEvents(t.Context(), "org_1", "", 9)
+		require.NoError(t, err)
+		require.Equal(t, []account.Event{e}, of)
+		mine, err := store.ListEvents(t.Context(), "acc_two", "", 1)
+		require.NoError(t, err)
+		require.Equal(t, []account.Event{e}, mine)
+	})
+
+	t.Run("OKClaim", func(t *testing.T) {
+		request := account.Request{CallerID: "acc_one", RequestID: "request-1", Fingerprint: []byte(strings.Repeat("f", 32)), ResultID: "org_1", ExpireTime: noon().Add(time.Hour)}
+		claim := func(r account.Request, now time.Time) (holder account.Request) {
+			change(t, func(ctx context.Context, tx account.Tx) (err error) {
+				holder, err = tx.Claim(ctx, r, now)
+				return err
+			})
+			return holder
+		}
+		require.Equal(t, request, claim(request, noon()))
+		other := request
+		other.ResultID = "org_2"
+		require.Equal(t, request, claim(other, noon()))
+		other.CallerID = "acc_two"
+		require.Equal(t, other, claim(other, noon()), "the ids of others are not in the way")
+		late := request
+		late.ResultID, late.ExpireTime = "org_3", noon().Add(2*time.Hour)
+		require.Equal(t, late, claim(late, noon().Add(time.Hour)), "after it has expired")
+	})
+
+	t.Run("ErrRolledBack", func(t *testing.T) {
+		err := store.Change(t.Context(), func(ctx context.Context, tx account.Tx) error {
+			if err := tx.PutMember(ctx, viewer, noon()); err != nil {
+				return err
+			}
+			return account.ErrLastOwner
+		})
+		require.ErrorIs(t, err, account.ErrLastOwner)
+		members, err := store.ListMembers(t.Context(), "org_1", "", 9)
+		require.NoError(t, err)
+		require.Len(t, members, 1)
+	})
 }
 
 func key(id string, from time.Time) account.Key {
@@ -347,6 +734,23 @@ func (s tests) sweep(t *testing.T) {
 	_, err = store.pool.Exec(t.Context(), `INSERT INTO sign_ups (request_id, fingerprint, account_id, expire_time)
 		SELECT 'request_' || n, decode(repeat('00', 32), 'hex'), 'acc_' || n, $1 FROM generate_series(1, $2) AS n`, noon().Add(24*time.Hour), many)
 	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO log_in_failures (failure_key, free_time)
+		SELECT 'failure_' || n, $1 FROM generate_series(1, $2) AS n`, noon().Add(2*time.Hour), many)
+	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO audit_events (event_id, event_time, kind, account_id, actor_id, session_id, address)
+		SELECT 'evt_' || n, $1, 'LOGGED_IN', 'acc_' || n, '', '', '' FROM generate_series(1, $2) AS n`, noon(), many)
+	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO organisations VALUES ('org_1', 'Acme', 'ADVERTISER', $1)`, noon())
+	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO invitations (invitation_id, organisation_id, role, inviter_id, create_time, expire_time)
+		SELECT 'inv_' || n, 'org_1', 'viewer', '', $1, $2 FROM generate_series(1, $3) AS n`, noon(), noon().Add(48*time.Hour), many)
+	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO api_keys (api_key_id, organisation_id, name, role, secret_hash, creator_id, create_time, expire_time)
+		SELECT 'apk_' || n, 'org_1', 'x', 'viewer', decode(repeat('00', 32), 'hex'), '', $1, $2 FROM generate_series(1, $3) AS n`, noon(), noon().Add(72*time.Hour), many)
+	require.NoError(t, err)
+	_, err = store.pool.Exec(t.Context(), `INSERT INTO requests (caller_id, request_id, fingerprint, result_id, expire_time)
+		SELECT 'acc_' || n, 'request', decode(repeat('00', 32), 'hex'), '', $1 FROM generate_series(1, $2) AS n`, noon().Add(25*time.Hour), many)
+	require.NoError(t, err)
 	old := key("key_1", noon())
 	old.ExpireTime = noon().Add(time.Hour)
 	require.NoError(t, store.RotateSigningKeys(t.Context(), func([]account.Key) ([]account.Key, error) { return []account.Key{key("key_1", noon())}, nil }))
@@ -359,12 +763,22 @@ func (s tests) sweep(t *testing.T) {
 		want int64
 	}{
 		{noon(), 0},
-		{noon().Add(account.TokenLifetime), 0}, // the end of a session counts a little longer
-		{noon().Add(account.TokenLifetime + account.ClockLeeway), many},
 		{noon().Add(time.Hour), 1},
+		{noon().Add(2*time.Hour - time.Second), 0},
+		{noon().Add(2 * time.Hour), many},
 		{noon().Add(24*time.Hour - time.Second), 0},
 		{noon().Add(24 * time.Hour), many},
-		{noon().Add(1000 * time.Hour), 0}, // accounts, and the key without a successor, stay
+		{noon().Add(25*time.Hour - time.Second), 0},
+		{noon().Add(25 * time.Hour), many},
+		{noon().Add(account.TokenLifetime + account.SessionsKept - time.Second), 0},
+		{noon().Add(account.TokenLifetime + account.SessionsKept), many},
+		{noon().Add(48*time.Hour + account.OffersKept - time.Second), 0},
+		{noon().Add(48*time.Hour + account.OffersKept), many},
+		{noon().Add(72*time.Hour + account.OffersKept - time.Second), 0},
+		{noon().Add(72*time.Hour + account.OffersKept), many},
+		{noon().Add(account.EventsKept - time.Second), 0},
+		{noon().Add(account.EventsKept), many},
+		{noon().Add(10000 * time.Hour), 0}, // accounts, and the key without a successor, stay
 	} {
 		removed, err := store.Sweep(t.Context(), step.now)
 		require.NoError(t, err)

@@ -2,82 +2,67 @@ package postgres
 
 import (
 	"context"
-	"errors"
-	"time"
 
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
 )
 
 // CreateSession implements account.Store.
-func (s *Store) CreateSession(ctx context.Context, session account.Session) error {
+func (s *Store) CreateSession(ctx context.Context, session account.Session, passwordGeneration int, event account.Event) error {
 	return s.call(ctx, func(ctx context.Context) error {
-		return s.q.InsertSession(ctx, query.InsertSessionParams{
-			SessionID: session.ID, AccountID: session.AccountID,
-			CreateTime: session.CreateTime, TokenExpireTime: session.TokenExpireTime,
+		inserted, err := s.q.InsertSession(ctx, query.InsertSessionParams{
+			SessionID: session.ID, AccountID: session.AccountID, PasswordGeneration: int32(passwordGeneration),
+			CreateTime: session.CreateTime, RefreshTime: session.RefreshTime, TokenExpireTime: session.TokenExpireTime,
+			RefreshHash: session.RefreshHash, ExpireTime: session.ExpireTime, Address: session.Address,
+			EventID: event.ID, EventTime: event.Time, Kind: string(event.Kind),
 		})
-	})
-}
-
-// EndSession implements account.Store.
-func (s *Store) EndSession(ctx context.Context, sessionID string, now time.Time) (time.Time, error) {
-	var expires time.Time
-	err := s.call(ctx, func(ctx context.Context) (err error) {
-		expires, err = s.q.EndSession(ctx, query.EndSessionParams{SessionID: sessionID, Now: now})
+		if err == nil && inserted == 0 {
+			return account.ErrPasswordChanged
+		}
 		return err
 	})
-	if errors.Is(err, account.ErrNotFound) {
-		return time.Time{}, nil
-	}
-	return expires.UTC(), err
 }
 
-// EndedSessions implements account.KeyStore.
-func (s *Store) EndedSessions(ctx context.Context, now time.Time) ([]account.EndedSession, error) {
-	var rows []query.EndedSessionsRow
-	err := s.read(ctx, func(ctx context.Context) (err error) {
-		rows, err = s.q.EndedSessions(ctx, now.Add(-account.ClockLeeway))
-		return err
-	})
-	ended := make([]account.EndedSession, len(rows))
-	for i, r := range rows {
-		ended[i] = account.EndedSession{ID: r.SessionID, ExpireTime: r.TokenExpireTime.UTC().Add(account.ClockLeeway)}
-	}
-	return ended, err
-}
-
-// What one Sweep removes at most: batches of rows, each a short transaction.
-const (
-	sweepBatch   = 1000
-	sweepBatches = 50
-)
-
-// Sweep implements account.Store.
-func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
-	var total int64
-	for _, sweep := range []func(context.Context) (int64, error){
-		func(ctx context.Context) (int64, error) {
-			return s.q.SweepSignUps(ctx, query.SweepSignUpsParams{Now: now, Batch: sweepBatch})
-		},
-		func(ctx context.Context) (int64, error) {
-			return s.q.SweepSessions(ctx, query.SweepSessionsParams{ExpiredBefore: now.Add(-account.ClockLeeway), Batch: sweepBatch})
-		},
-		func(ctx context.Context) (int64, error) { return s.q.SweepSigningKeys(ctx, now) },
-	} {
-		for range sweepBatches {
-			var removed int64
-			err := s.call(ctx, func(ctx context.Context) (err error) {
-				removed, err = sweep(ctx)
-				return err
-			})
-			total += removed
-			if err != nil {
-				return total, err
+// ChangeSession implements account.Store.
+func (s *Store) ChangeSession(ctx context.Context, sessionID string, decide func(account.Session) (*account.Session, *account.Event)) error {
+	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		row, err := q.LockSession(ctx, sessionID)
+		if none(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		changed, event := decide(session(row))
+		if changed != nil {
+			params := query.UpdateSessionParams{
+				SessionID: changed.ID, RefreshTime: changed.RefreshTime, TokenExpireTime: changed.TokenExpireTime,
+				RefreshHash: changed.RefreshHash, ExpireTime: changed.ExpireTime,
+				EndTime: nullable(changed.EndTime), EndReason: string(changed.EndReason),
 			}
-			if removed < sweepBatch {
-				break
+			if err := q.UpdateSession(ctx, params); err != nil {
+				return err
 			}
 		}
+		if event != nil {
+			return insertEvent(ctx, q, *event)
+		}
+		return nil
+	})
+}
+
+// ListSessions implements account.Store.
+func (s *Store) ListSessions(ctx context.Context, accountID, before string, limit int) ([]account.Session, error) {
+	return page(ctx, s, func(ctx context.Context) ([]query.SessionsRow, error) {
+		return s.q.Sessions(ctx, query.SessionsParams{AccountID: accountID, Before: before, Most: int32(limit)})
+	}, func(r query.SessionsRow) account.Session { return session(query.LockSessionRow(r)) })
+}
+
+func session(r query.LockSessionRow) account.Session {
+	return account.Session{
+		ID: r.SessionID, AccountID: r.AccountID, CreateTime: r.CreateTime.UTC(),
+		RefreshTime: r.RefreshTime.UTC(), TokenExpireTime: r.TokenExpireTime.UTC(),
+		RefreshHash: r.RefreshHash, ExpireTime: r.ExpireTime.UTC(), Address: r.Address,
+		EndTime: moment(r.EndTime), EndReason: account.EndReason(r.EndReason),
 	}
-	return total, nil
 }

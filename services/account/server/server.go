@@ -4,18 +4,21 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/service"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
 )
 
-// Server implements AccountService. Validation, authentication and the
+// Server implements AccountService and OrganisationService. Validation, authentication and the
 // translation of errors are done by the interceptors before and after it.
 type Server struct {
 	accountv1.UnimplementedAccountServiceServer
+	accountv1.UnimplementedOrganisationServiceServer
 	service *account.Service
 }
 
@@ -24,36 +27,16 @@ func New(service *account.Service) *Server { return &Server{service: service} }
 
 // SignUp creates an account.
 func (s *Server) SignUp(ctx context.Context, req *accountv1.SignUpRequest) (*accountv1.SignUpResponse, error) {
-	created, err := s.service.SignUp(ctx, req.GetRequestId(), req.GetName(), req.GetPassword())
+	created, err := s.service.SignUp(ctx, req.GetRequestId(), req.GetName(), req.GetPassword(), origin(ctx))
 	if err != nil {
 		return nil, err
 	}
 	return &accountv1.SignUpResponse{Account: accountMessage(created)}, nil
 }
 
-// LogIn opens a session.
-func (s *Server) LogIn(ctx context.Context, req *accountv1.LogInRequest) (*accountv1.LogInResponse, error) {
-	found, session, token, err := s.service.LogIn(ctx, req.GetName(), req.GetPassword())
-	if err != nil {
-		return nil, err
-	}
-	return &accountv1.LogInResponse{
-		Account:     accountMessage(found),
-		AccessToken: token,
-		ExpireTime:  timestamppb.New(session.TokenExpireTime),
-	}, nil
-}
-
-// LogOut ends the caller's session.
-func (s *Server) LogOut(ctx context.Context, _ *accountv1.LogOutRequest) (*accountv1.LogOutResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.LogOut(ctx, caller); err != nil {
-		return nil, err
-	}
-	return &accountv1.LogOutResponse{}, nil
+// origin is where a call came from.
+func origin(ctx context.Context) account.Origin {
+	return account.Origin{Address: service.ClientAddress(ctx)}
 }
 
 // GetAccount returns the caller's account.
@@ -71,26 +54,54 @@ func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountReques
 
 // GetSigningKeys returns what verifies access tokens.
 func (s *Server) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	keys, ended, err := s.service.SigningKeys()
+	published, err := s.service.Published()
 	if err != nil {
 		return nil, err
 	}
-	resp := &accountv1.GetSigningKeysResponse{
-		Keys:          make([]*accountv1.SigningKey, len(keys)),
-		EndedSessions: make([]*accountv1.EndedSession, len(ended)),
+	return &accountv1.GetSigningKeysResponse{
+		Keys: messages(published.Keys, func(k account.Key) *accountv1.SigningKey {
+			return &accountv1.SigningKey{
+				KeyId:        k.ID,
+				PublicKey:    k.Public,
+				SignFromTime: timestamppb.New(k.SignFrom),
+				ExpireTime:   timestamppb.New(k.ExpireTime),
+			}
+		}),
+		EndedSessions: messages(published.Ended, func(e account.EndedSession) *accountv1.EndedSession {
+			return &accountv1.EndedSession{SessionId: e.ID, ExpireTime: timestamppb.New(e.ExpireTime)}
+		}),
+		ChangedAccounts: messages(published.Changed, func(c account.ChangedAccount) *accountv1.ChangedAccount {
+			return &accountv1.ChangedAccount{AccountId: c.ID, RolesVersion: c.Version, ExpireTime: timestamppb.New(c.ExpireTime)}
+		}),
+	}, nil
+}
+
+// GetJSONWebKeySet returns the keys as a JSON Web Key Set.
+func (s *Server) GetJSONWebKeySet(context.Context, *accountv1.GetJSONWebKeySetRequest) (*accountv1.GetJSONWebKeySetResponse, error) {
+	published, err := s.service.Published()
+	if err != nil {
+		return nil, err
 	}
-	for i, k := range keys {
-		resp.Keys[i] = &accountv1.SigningKey{
-			KeyId:        k.ID,
-			PublicKey:    k.Public,
-			SignFromTime: timestamppb.New(k.SignFrom),
-			ExpireTime:   timestamppb.New(k.ExpireTime),
-		}
+	return &accountv1.GetJSONWebKeySetResponse{Keys: messages(published.Keys, func(k account.Key) *accountv1.JSONWebKey {
+		return &accountv1.JSONWebKey{Kty: "OKP", Crv: "Ed25519", Alg: "EdDSA", Use: "sig", Kid: k.ID, X: base64.RawURLEncoding.EncodeToString(k.Public)}
+	})}, nil
+}
+
+// messages turns a list of the domain's into messages.
+func messages[T, M any](list []T, message func(T) M) []M {
+	all := make([]M, len(list))
+	for i, value := range list {
+		all[i] = message(value)
 	}
-	for i, e := range ended {
-		resp.EndedSessions[i] = &accountv1.EndedSession{SessionId: e.ID, ExpireTime: timestamppb.New(e.ExpireTime)}
-	}
-	return resp, nil
+	return all
+}
+
+// page is which part of a list a request asks for.
+func page(req interface {
+	GetPageSize() int32
+	GetPageToken() string
+}) account.Page {
+	return account.Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()}
 }
 
 func accountMessage(a account.Account) *accountv1.Account {

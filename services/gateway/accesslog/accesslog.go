@@ -25,23 +25,13 @@ func Stage(log hclog.Logger, all bool) stage.Stage {
 			err := next(ctx, call)
 			code := stage.CodeOf(err)
 			switch {
-			case ours(code):
+			case stage.Ours(code):
 				log.Warn("failed", append(facts(call, code), "error", err)...)
 			case level >= log.GetLevel():
 				log.Log(level, "served", facts(call, code)...)
 			}
 			return err
 		}
-	}
-}
-
-// ours are the codes that say something of the platform and not of the request.
-func ours(code fault.Code) bool {
-	switch code {
-	case fault.Unknown, fault.DeadlineExceeded, fault.Internal, fault.Unavailable, fault.DataLoss:
-		return true
-	default:
-		return false
 	}
 }
 

@@ -5,6 +5,8 @@ package catalog
 
 import (
 	"context"
+	"errors"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -311,6 +313,12 @@ func (c *Catalog) forget(followers map[string]*follower) {
 }
 
 func (c *Catalog) publish(followers map[string]*follower) {
+	// What one service says of itself must not end every gateway at once.
+	defer func() {
+		if what := recover(); what != nil {
+			c.opts.Log.Error("the services' descriptors made the gateway panic; what was served before stays", "panic", what, "stack", string(debug.Stack()))
+		}
+	}()
 	services := make([]known, 0, len(followers))
 	for _, f := range followers {
 		services = append(services, f.known)
@@ -400,8 +408,16 @@ func (c *Catalog) follow(ctx context.Context, f *follower, readings chan<- readi
 	}
 }
 
-func (c *Catalog) readOnce(ctx context.Context, f *follower) (*offer, error) {
+func (c *Catalog) readOnce(ctx context.Context, f *follower) (_ *offer, err error) {
+	defer func() {
+		if what := recover(); what != nil {
+			c.opts.Log.Error("a service's descriptors made the gateway panic", "service", f.name, "panic", what, "stack", string(debug.Stack()))
+			err = errPanicked
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, c.opts.ReadTimeout)
 	defer cancel()
 	return readOffer(ctx, f.backend.Conn())
 }
+
+var errPanicked = errors.New("reading it made the gateway panic")

@@ -119,7 +119,7 @@ func (d *Door) converse(ctx context.Context, call *stage.Call, stream grpc.Serve
 	}
 	// It outlives this function by a moment: reading from the client ends when
 	// the call has ended. Stop waits for it.
-	d.uploads.Go(func() { upload(stream, service, cancel) })
+	d.uploads.Go(func() { d.upload(call, stream, service, cancel) })
 	return d.pump(ctx, call, service, stream)
 }
 

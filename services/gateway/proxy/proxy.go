@@ -11,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 
 	// Lets clients send compressed messages.
@@ -19,12 +21,14 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/services/gateway/backend"
 	"github.com/marquee-ads/marquee/services/gateway/catalog"
 	"github.com/marquee-ads/marquee/services/gateway/deadline"
+	"github.com/marquee-ads/marquee/services/gateway/recovery"
 	"github.com/marquee-ads/marquee/services/gateway/stage"
 )
 
@@ -39,6 +43,7 @@ type Options struct {
 	ServedBy bool
 	// TLS secures the door; nil is plaintext (behind a load balancer).
 	TLS *tls.Config
+	Log hclog.Logger
 }
 
 const (
@@ -78,6 +83,8 @@ func New(opts Options) *Door {
 		grpc.ForceServerCodecV2(backend.Codec()),
 		grpc.UnknownServiceHandler(d.handle),
 		grpc.InTapHandle(d.tap),
+		grpc.UnaryInterceptor(d.recoverUnary),
+		grpc.StreamInterceptor(d.recoverStream),
 		grpc.MaxRecvMsgSize(opts.MaxMessage),
 		grpc.MaxSendMsgSize(opts.MaxMessage),
 		grpc.MaxHeaderListSize(maxHeader),
@@ -143,9 +150,43 @@ func (d *Door) Stop(ctx context.Context) error {
 	return err
 }
 
+// panicked logs what recover returned and is the answer where no stage has run
+// that would know more.
+func (d *Door) panicked(what any, target string) error {
+	_ = recovery.Caught(d.opts.Log, what, "target", target)
+	return status.Error(codes.Internal, "internal error")
+}
+
+// recoverUnary and recoverStream are around everything a call does, also what
+// is not in the stages: finding the method, writing the answer, gRPC's own
+// services.
+func (d *Door) recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
+	defer func() {
+		if what := recover(); what != nil {
+			err = d.panicked(what, info.FullMethod)
+		}
+	}()
+	return handler(ctx, req)
+}
+
+func (d *Door) recoverStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		if what := recover(); what != nil {
+			err = d.panicked(what, info.FullMethod)
+		}
+	}()
+	return handler(srv, stream)
+}
+
 // tap gives the call its deadline before its first byte is waited for: the
 // caller's own is set already, this adds the limits.
-func (d *Door) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+func (d *Door) tap(ctx context.Context, info *tap.Info) (_ context.Context, err error) {
+	// It runs in the connection's goroutine.
+	defer func() {
+		if what := recover(); what != nil {
+			err = d.panicked(what, info.FullMethodName)
+		}
+	}()
 	method, known := d.opts.Catalog.Snapshot().Method(info.FullMethodName)
 	if !known {
 		return ctx, nil
@@ -182,9 +223,16 @@ func (d *Door) pump(ctx context.Context, call *stage.Call, from grpc.ClientStrea
 }
 
 // upload passes the client's side of a stream to the service, up to the
-// half-close. Whatever goes wrong on the client's side ends the call through
-// cancel; what goes wrong on the service's side arrives at pump as the status.
-func upload(from grpc.ServerStream, to grpc.ClientStream, cancel context.CancelCauseFunc) {
+// half-close. Whatever goes wrong on the client's side, or here, ends the call
+// through cancel; what goes wrong on the service's side arrives at pump as the
+// status.
+func (d *Door) upload(call *stage.Call, from grpc.ServerStream, to grpc.ClientStream, cancel context.CancelCauseFunc) {
+	defer func() {
+		if what := recover(); what != nil {
+			_ = recovery.Caught(d.opts.Log, what, "target", call.Target, "request_id", call.RequestID)
+			cancel(fault.New(fault.Internal, "INTERNAL", "internal error"))
+		}
+	}()
 	var frame backend.Frame
 	for {
 		err := from.RecvMsg(&frame)

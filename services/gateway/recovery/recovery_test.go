@@ -23,6 +23,7 @@ func TestPanic(t *testing.T) {
 		var nothing []int
 		return fmt.Errorf("unreachable: %d", nothing[len(call.Target)])
 	})
+	require.ErrorIs(t, err, recovery.ErrPanicked)
 	require.Equal(t, fault.Internal, fault.Code(stage.StatusOf(err, call.RequestID).Code()))
 	require.Equal(t, "internal error", stage.StatusOf(err, call.RequestID).Message(), "the panic's text stays inside")
 	require.Contains(t, log.String(), "the-request")

@@ -291,6 +291,16 @@ func readAll(r io.Reader, length int64) ([]byte, error) {
 // firstRead is how much memory a body gets before any of it has arrived.
 const firstRead = 16 << 10
 
+// abandon ends an exchange in which the gateway panicked: with an error, or,
+// when part of an answer is out, by cutting the connection, so that nobody takes
+// that part for the whole.
+func (x *exchange) abandon(err error, requestID string) {
+	if x.begun {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to cut a connection
+	}
+	x.fail(err, requestID)
+}
+
 // fail tells the caller what went wrong: as the response, or as the last line
 // of a stream that has begun.
 func (x *exchange) fail(err error, requestID string) {

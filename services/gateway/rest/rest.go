@@ -21,6 +21,7 @@ import (
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/services/gateway/catalog"
 	"github.com/marquee-ads/marquee/services/gateway/deadline"
+	"github.com/marquee-ads/marquee/services/gateway/recovery"
 	"github.com/marquee-ads/marquee/services/gateway/stage"
 )
 
@@ -139,6 +140,17 @@ func (d *Door) Stop(ctx context.Context) error {
 
 // ServeHTTP is every request's way through the door.
 func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{door: d, w: w, r: r}
+	// Around what the stages are not around.
+	defer func() {
+		switch what := recover(); what {
+		case nil:
+		case any(http.ErrAbortHandler):
+			panic(what) //nolint:forbidigo // net/http's own way to cut a connection
+		default:
+			x.abandon(recovery.Caught(d.opts.Log, what, "target", r.Method+" "+r.URL.Path), "")
+		}
+	}()
 	call := &stage.Call{
 		Door:   stage.HTTP,
 		Target: r.Method + " " + r.URL.Path,
@@ -149,7 +161,6 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if d.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
-	x := &exchange{door: d, w: w, r: r}
 	if x.find(d.opts.Catalog.Snapshot()) {
 		call.Method = x.method
 	} else if len(x.allowed) == 0 {
@@ -163,7 +174,10 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return x.forward(ctx, call)
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, recovery.ErrPanicked):
+		x.abandon(err, call.RequestID)
+	case err != nil:
 		x.fail(err, call.RequestID)
 	}
 }

@@ -97,6 +97,16 @@ func CodeOf(err error) fault.Code {
 	return fault.Code(status.Code(err))
 }
 
+// Ours says whether a code tells something of the platform and not of the request.
+func Ours(code fault.Code) bool {
+	switch code {
+	case fault.Unknown, fault.DeadlineExceeded, fault.Internal, fault.Unavailable, fault.DataLoss:
+		return true
+	default:
+		return false
+	}
+}
+
 // StatusOf is the status that the caller is told: a *fault.Error in full, a
 // status from the service as it is, anything else as an internal error.
 func StatusOf(err error, requestID string) *status.Status {

@@ -44,6 +44,11 @@ type config struct {
 	PasswordThreads     uint8  `default:"1" help:"Threads of one password hash."`
 	PasswordConcurrency int    `help:"Password hashes at once. More make log-ins faster and everything else slower under a flood of them. Default: half the cores, as far as half the memory is enough (NOMAD_MEMORY_LIMIT MiB, else 256), at least 1."`
 	PasswordQueue       int    `help:"Log-ins and sign-ups that may wait for their turn to hash; more are turned away at once. Default: 32 for each hash at once, about a second of waiting."`
+
+	LogInNameBurst    int           `default:"10" help:"Wrong passwords that are let through at once for one name by strangers, and apart from them by each known address and device."`
+	LogInNameEvery    time.Duration `default:"30s" help:"After which time one more of them is let through."`
+	LogInAddressBurst int           `default:"50" help:"Wrong passwords that are let through at once from one address, for all names together."`
+	LogInAddressEvery time.Duration `default:"2s" help:"After which time one more of them is let through."`
 }
 
 // Validate checks what only this service has.
@@ -75,6 +80,9 @@ func (c *config) Validate() error {
 	}
 	if c.PasswordConcurrency < 0 || c.PasswordQueue < 0 {
 		wrong("password-concurrency", "it and --password-queue cannot be negative; leave them out for the defaults")
+	}
+	if err := c.throttle().Validate(); err != nil {
+		wrong(settingFlag(err), "%s", err)
 	}
 	memory := memoryLimit()
 	most := int(max(1, memory<<10/2/max(1, int64(c.PasswordMemory))))
@@ -118,6 +126,14 @@ func settingFlag(err error) string {
 		return "password-passes"
 	case "Threads":
 		return "password-threads"
+	case "Name.Burst":
+		return "log-in-name-burst"
+	case "Name.Every":
+		return "log-in-name-every"
+	case "Address.Burst":
+		return "log-in-address-burst"
+	case "Address.Every":
+		return "log-in-address-every"
 	default:
 		return "password-memory"
 	}
@@ -139,6 +155,13 @@ func (c *config) schedule() account.Schedule {
 
 func (c *config) hashParams() account.HashParams {
 	return account.HashParams{MemoryKiB: c.PasswordMemory, Time: c.PasswordPasses, Threads: c.PasswordThreads}
+}
+
+func (c *config) throttle() account.Throttle {
+	return account.Throttle{
+		Name:    account.Budget{Burst: c.LogInNameBurst, Every: c.LogInNameEvery},
+		Address: account.Budget{Burst: c.LogInAddressBurst, Every: c.LogInAddressEvery},
+	}
 }
 
 func main() { service.Main("account", run) }
@@ -175,7 +198,9 @@ func run(ctx context.Context, cfg config) error {
 	if err != nil {
 		return err
 	}
-	accounts := account.New(store, hasher, keys, secret, time.Now, rand.Reader, svc.Log())
+	// Back from an outage, an instance would refuse tokens until they are fresh.
+	svc.Require("signing keys", func(context.Context) error { return keys.Available() })
+	accounts := account.New(store, hasher, keys, secret, cfg.throttle(), time.Now, rand.Reader, svc.Log())
 
 	svc.Add(service.Component{Name: "the database", Start: func(ctx context.Context) error {
 		return prepare(ctx, svc, store, keys)
@@ -183,7 +208,9 @@ func run(ctx context.Context, cfg config) error {
 	svc.AddBackground("refreshing the signing keys", func(ctx context.Context) error { return keys.Run(ctx, svc.Log()) })
 	svc.AddBackground("sweeping", accounts.RunSweep)
 	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
-	accountv1.RegisterAccountServiceServer(grpcServer, server.New(accounts))
+	api := server.New(accounts)
+	accountv1.RegisterAccountServiceServer(grpcServer, api)
+	accountv1.RegisterOrganisationServiceServer(grpcServer, api)
 	return svc.Serve(ctx)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
@@ -173,6 +175,17 @@ func TestRun(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, up.GetAccount().GetAccountId(), claims["sub"])
 
+	set, err := one.GetJSONWebKeySet(ctx, &accountv1.GetJSONWebKeySetRequest{})
+	require.NoError(t, err)
+	require.Len(t, set.GetKeys(), 1)
+	x, err := base64.RawURLEncoding.DecodeString(set.GetKeys()[0].GetX())
+	require.NoError(t, err)
+	require.Equal(t, keys.GetKeys()[0].GetPublicKey(), x)
+	text, err := protojson.Marshal(set.GetKeys()[0])
+	require.NoError(t, err)
+	require.JSONEq(t, fmt.Sprintf(`{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","use":"sig","kid":%q,"x":%q}`,
+		keys.GetKeys()[0].GetKeyId(), set.GetKeys()[0].GetX()), string(text))
+
 	for _, id := range []string{"me", up.GetAccount().GetAccountId()} {
 		got, err := one.GetAccount(bearer(ctx, in.GetAccessToken()), &accountv1.GetAccountRequest{AccountId: id})
 		require.NoError(t, err)
@@ -302,6 +315,48 @@ func TestRunRefuses(t *testing.T) {
 			return err
 		}
 	}
+	with := func(ctx context.Context, token string) context.Context {
+		if token == "" {
+			return ctx
+		}
+		return bearer(ctx, token)
+	}
+	logInFrom := func(name, device string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: goodPassword, DeviceToken: device})
+			return err
+		}
+	}
+	refresh := func(requestID, token string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.RefreshSession(ctx, &accountv1.RefreshSessionRequest{RequestId: requestID, RefreshToken: token})
+			return err
+		}
+	}
+	sessions := func(token string, size int32, page string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.ListSessions(with(ctx, token), &accountv1.ListSessionsRequest{PageSize: size, PageToken: page})
+			return err
+		}
+	}
+	events := func(token string, size int32, page string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.ListAuditEvents(with(ctx, token), &accountv1.ListAuditEventsRequest{PageSize: size, PageToken: page})
+			return err
+		}
+	}
+	revoke := func(token, session string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.RevokeSession(with(ctx, token), &accountv1.RevokeSessionRequest{SessionId: session})
+			return err
+		}
+	}
+	change := func(token, current, replacement string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := one.ChangePassword(with(ctx, token), &accountv1.ChangePasswordRequest{CurrentPassword: current, NewPassword: replacement})
+			return err
+		}
+	}
 	for name, tc := range map[string]struct {
 		call   func(context.Context) error
 		code   codes.Code
@@ -329,6 +384,34 @@ func TestRunRefuses(t *testing.T) {
 		"ErrTokenMissing":          {get("", "me"), codes.Unauthenticated, "TOKEN_MISSING", ""},
 		"ErrTokenInvalid":          {get("rubbish", "me"), codes.Unauthenticated, "TOKEN_INVALID", ""},
 		"ErrNotYourAccount":        {get(mine, other.GetAccountId()), codes.PermissionDenied, "NOT_YOUR_ACCOUNT", ""},
+		"ErrNameCyrillic":          {signUp("request-2", "p\u0430yments", goodPassword), codes.InvalidArgument, "VALIDATION_FAILED", "name"},
+		"ErrNameKelvin":            {signUp("request-2", "\u212aelvin", goodPassword), codes.InvalidArgument, "VALIDATION_FAILED", "name"},
+		"ErrNameSQL":               {signUp("request-2", "x'; DROP TABLE accounts", goodPassword), codes.InvalidArgument, "VALIDATION_FAILED", "name"},
+		"ErrLogInNull":             {logIn("mine\x00", goodPassword), codes.Unauthenticated, "WRONG_CREDENTIALS", ""},
+		"ErrDeviceTokenLong":       {logInFrom("mine", strings.Repeat("x", 129)), codes.InvalidArgument, "VALIDATION_FAILED", "device_token"},
+		"ErrRefreshEmpty":          {refresh("request-1", ""), codes.InvalidArgument, "VALIDATION_FAILED", "refresh_token"},
+		"ErrRefreshLong":           {refresh("request-1", strings.Repeat("x", 129)), codes.InvalidArgument, "VALIDATION_FAILED", "refresh_token"},
+		"ErrRefreshRequestID":      {refresh("", "rft_x"), codes.InvalidArgument, "VALIDATION_FAILED", "request_id"},
+		"ErrRefreshInvalid":        {refresh("request-1", "rft_x"), codes.Unauthenticated, "REFRESH_TOKEN_INVALID", ""},
+		"ErrSessionsPageSize":      {sessions(mine, -1, ""), codes.InvalidArgument, "VALIDATION_FAILED", "page_size"},
+		"ErrSessionsPageSizeLarge": {sessions(mine, 201, ""), codes.InvalidArgument, "VALIDATION_FAILED", "page_size"},
+		"ErrSessionsPageToken":     {sessions(mine, 1, "x"), codes.InvalidArgument, "PAGE_TOKEN_INVALID", "page_token"},
+		"ErrSessionsPageTokenLong": {sessions(mine, 1, strings.Repeat("x", 257)), codes.InvalidArgument, "VALIDATION_FAILED", "page_token"},
+		"ErrSessionsToken":         {sessions("", 1, ""), codes.Unauthenticated, "TOKEN_MISSING", ""},
+		"ErrEventsPageSize":        {events(mine, -1, ""), codes.InvalidArgument, "VALIDATION_FAILED", "page_size"},
+		"ErrEventsPageToken":       {events(mine, 1, "x"), codes.InvalidArgument, "PAGE_TOKEN_INVALID", "page_token"},
+		"ErrEventsToken":           {events("", 1, ""), codes.Unauthenticated, "TOKEN_MISSING", ""},
+		"ErrRevokeMalformed":       {revoke(mine, "ses_1"), codes.InvalidArgument, "VALIDATION_FAILED", "session_id"},
+		"ErrRevokeEmpty":           {revoke(mine, ""), codes.InvalidArgument, "VALIDATION_FAILED", "session_id"},
+		"ErrRevokeUnknown":         {revoke(mine, "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV"), codes.NotFound, "SESSION_NOT_FOUND", ""},
+		"ErrRevokeToken":           {revoke("", "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV"), codes.Unauthenticated, "TOKEN_MISSING", ""},
+		"ErrChangeEmpty":           {change(mine, "", "amber kayak 31 drum"), codes.InvalidArgument, "VALIDATION_FAILED", "current_password"},
+		"ErrChangeShort":           {change(mine, goodPassword, "x7$kQ2v"), codes.InvalidArgument, "VALIDATION_FAILED", "new_password"},
+		"ErrChangeLong":            {change(mine, goodPassword, strings.Repeat("x7$kQ2v", 40)), codes.InvalidArgument, "VALIDATION_FAILED", "new_password"},
+		"ErrChangeWeak":            {change(mine, goodPassword, "password1"), codes.InvalidArgument, "PASSWORD_TOO_WEAK", "new_password"},
+		"ErrChangeIsName":          {change(mine, goodPassword, "xx-MINE-94-tugboat"), codes.InvalidArgument, "PASSWORD_TOO_WEAK", "new_password"},
+		"ErrChangeWrong":           {change(mine, goodPassword+"!", "amber kayak 31 drum"), codes.PermissionDenied, "WRONG_PASSWORD", "current_password"},
+		"ErrChangeToken":           {change("", goodPassword, "amber kayak 31 drum"), codes.Unauthenticated, "TOKEN_MISSING", ""},
 		"ErrAccountIDMalformed":    {get(mine, "acc_1"), codes.InvalidArgument, "VALIDATION_FAILED", "account_id"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -377,6 +460,86 @@ func TestRunOutage(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// TestRunSessions is the life of two sessions as a client sees it.
+func TestRunSessions(t *testing.T) {
+	pg := pgtest.Start(t)
+	one := start(t, database(pg, t)...)
+	ctx := metadata.AppendToOutgoingContext(within(t), "x-forwarded-for", "192.0.2.44")
+	up, err := one.SignUp(ctx, &accountv1.SignUpRequest{RequestId: "request-1", Name: "ada", Password: goodPassword})
+	require.NoError(t, err)
+	laptop, err := one.LogIn(ctx, &accountv1.LogInRequest{Name: "ada", Password: goodPassword})
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(30*24*time.Hour), laptop.GetRefreshExpireTime().AsTime(), time.Minute)
+	phone, err := one.LogIn(ctx, &accountv1.LogInRequest{Name: "ada", Password: goodPassword})
+	require.NoError(t, err)
+	_, err = one.LogIn(ctx, &accountv1.LogInRequest{Name: "ada", Password: "wrong"})
+	refused(t, err, codes.Unauthenticated, "WRONG_CREDENTIALS")
+
+	// The phone's session goes on; a copy of its spent token ends it.
+	next, err := one.RefreshSession(ctx, &accountv1.RefreshSessionRequest{RequestId: "refresh-1", RefreshToken: phone.GetRefreshToken()})
+	require.NoError(t, err)
+	require.NotEqual(t, phone.GetRefreshToken(), next.GetRefreshToken())
+	_, err = one.GetAccount(bearer(ctx, next.GetAccessToken()), &accountv1.GetAccountRequest{AccountId: "me"})
+	require.NoError(t, err)
+	_, err = one.RefreshSession(ctx, &accountv1.RefreshSessionRequest{RequestId: "refresh-2", RefreshToken: phone.GetRefreshToken()})
+	refused(t, err, codes.Unauthenticated, "REFRESH_TOKEN_REUSED")
+	_, err = one.GetAccount(bearer(ctx, next.GetAccessToken()), &accountv1.GetAccountRequest{AccountId: "me"})
+	refused(t, err, codes.Unauthenticated, "SESSION_ENDED")
+	_, err = one.RefreshSession(ctx, &accountv1.RefreshSessionRequest{RequestId: "refresh-3", RefreshToken: next.GetRefreshToken()})
+	refused(t, err, codes.Unauthenticated, "SESSION_ENDED")
+
+	mine := bearer(ctx, laptop.GetAccessToken())
+	_, err = one.ChangePassword(mine, &accountv1.ChangePasswordRequest{CurrentPassword: goodPassword, NewPassword: "amber kayak 31 drum"})
+	require.NoError(t, err)
+
+	list, err := one.ListSessions(mine, &accountv1.ListSessionsRequest{})
+	require.NoError(t, err)
+	require.Len(t, list.GetSessions(), 2)
+	require.Empty(t, list.GetNextPageToken())
+	byCurrent := map[bool]*accountv1.Session{}
+	for _, session := range list.GetSessions() {
+		byCurrent[session.GetCurrent()] = session
+		require.Equal(t, "192.0.2.44", session.GetAddress())
+	}
+	require.Nil(t, byCurrent[true].GetEndTime())
+	require.Equal(t, accountv1.SessionEndReason_SESSION_END_REASON_REFRESH_TOKEN_REUSED, byCurrent[false].GetEndReason())
+	require.NotNil(t, byCurrent[false].GetEndTime())
+	_, err = one.RevokeSession(mine, &accountv1.RevokeSessionRequest{SessionId: byCurrent[false].GetSessionId()})
+	require.NoError(t, err)
+
+	counts := map[string]int{}
+	page := &accountv1.ListAuditEventsRequest{PageSize: 2}
+	for {
+		events, err := one.ListAuditEvents(mine, page)
+		require.NoError(t, err)
+		for _, e := range events.GetEvents() {
+			require.NotEqual(t, accountv1.AuditKind_AUDIT_KIND_UNSPECIFIED, e.GetKind())
+			require.Equal(t, "192.0.2.44", e.GetAddress())
+			require.Contains(t, []string{up.GetAccount().GetAccountId(), ""}, e.GetActorId())
+			counts[strings.TrimPrefix(e.GetKind().String(), "AUDIT_KIND_")]++
+		}
+		if page.PageToken = events.GetNextPageToken(); page.PageToken == "" {
+			break
+		}
+	}
+	require.Equal(t, map[string]int{"SIGNED_UP": 1, "LOGGED_IN": 2, "LOG_IN_FAILED": 1, "REFRESH_TOKEN_REUSED": 1, "PASSWORD_CHANGED": 1}, counts)
+}
+
+// TestRunThrottle sees the delay that a guesser is told.
+func TestRunThrottle(t *testing.T) {
+	pg := pgtest.Start(t)
+	one := start(t, append(database(pg, t), "--log-in-name-burst", "3", "--log-in-name-every", "20s")...)
+	_, _ = one.account(t, "ada")
+	for range 3 {
+		_, err := one.LogIn(within(t), &accountv1.LogInRequest{Name: "ada", Password: "wrong"})
+		refused(t, err, codes.Unauthenticated, "WRONG_CREDENTIALS")
+	}
+	_, err := one.LogIn(within(t), &accountv1.LogInRequest{Name: "ada", Password: goodPassword})
+	f := refused(t, err, codes.ResourceExhausted, "LOG_IN_THROTTLED")
+	require.Greater(t, f.RetryAfter, 10*time.Second)
+	require.LessOrEqual(t, f.RetryAfter, 20*time.Second)
+}
+
 // TestRunFlood measures that log-ins, however many, leave the rest of the
 // service usable, with the password hashes that production has.
 func TestRunFlood(t *testing.T) {
@@ -403,9 +566,11 @@ func TestRunFlood(t *testing.T) {
 		defer mu.Unlock()
 		return counts[code]
 	}
-	logIn := func(flood context.Context) {
-		for flood.Err() == nil {
-			_, err := one.LogIn(flood, &accountv1.LogInRequest{Name: "reader", Password: "wrong"})
+	logIn := func(flood context.Context, worker int) {
+		for n := 0; flood.Err() == nil; n++ {
+			// A name that nobody has, and that has a budget of its own: as in a flood
+			// that the throttle does not know from many people.
+			_, err := one.LogIn(flood, &accountv1.LogInRequest{Name: fmt.Sprintf("nobody-%d-%d", worker, n), Password: "wrong"})
 			mu.Lock()
 			counts[status.Code(err)]++
 			mu.Unlock()
@@ -432,8 +597,8 @@ func TestRunFlood(t *testing.T) {
 			flood, stop := context.WithCancel(t.Context())
 			defer stop()
 			answered := count(codes.ResourceExhausted) + count(codes.Unauthenticated)
-			for range 64 {
-				all.Go(func() { logIn(flood) })
+			for worker := range 64 {
+				all.Go(func() { logIn(flood, worker) })
 			}
 			require.Eventually(t, func() bool {
 				return count(codes.ResourceExhausted)+count(codes.Unauthenticated) > answered
@@ -470,6 +635,8 @@ func TestConfiguration(t *testing.T) {
 		"ErrDatabaseHost":    {[]string{"--mode", "production", "--database-host", "db.example.com"}, "--database-host: db.example.com would be spoken to without encryption; use mesh"},
 		"ErrOneDatabaseHost": {[]string{"--mode", "production", "--database-host", "127.0.0.1,10.0.0.1"}, "--database-host: 127.0.0.1,10.0.0.1 would"},
 		"ErrConcurrency":     {[]string{"--mode", "production", "--password-concurrency", "7"}, "--password-concurrency: 7 hashes of 19456 KiB (--password-memory) take more than half of the 256 MiB"},
+		"ErrNameBurst":       {[]string{"--log-in-name-burst", "0"}, "--log-in-name-burst: 0 wrong passwords at once: want 1 to"},
+		"ErrAddressEvery":    {[]string{"--log-in-address-every", "0s"}, "--log-in-address-every: one more wrong password each 0s: want 1ms to 1h"},
 		"ErrMaxConns":        {[]string{"--database-max-conns", "0"}, "--database-max-conns: 0 is out of range"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -29,6 +29,26 @@ func (q *Queries) Account(ctx context.Context, accountID string) (AccountRow, er
 	return i, err
 }
 
+const changePassword = `-- name: ChangePassword :execrows
+UPDATE accounts
+SET password_hash = $1, password_generation = password_generation + 1
+WHERE account_id = $2 AND password_generation = $3
+`
+
+type ChangePasswordParams struct {
+	NewHash            string
+	AccountID          string
+	PasswordGeneration int32
+}
+
+func (q *Queries) ChangePassword(ctx context.Context, arg ChangePasswordParams) (int64, error) {
+	result, err := q.db.Exec(ctx, changePassword, arg.NewHash, arg.AccountID, arg.PasswordGeneration)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const insertAccount = `-- name: InsertAccount :exec
 INSERT INTO accounts (account_id, name, name_key, password_hash, create_time)
 VALUES ($1, $2, $3, $4, $5)
@@ -53,27 +73,66 @@ func (q *Queries) InsertAccount(ctx context.Context, arg InsertAccountParams) er
 	return err
 }
 
-const password = `-- name: Password :one
-SELECT account_id, name, create_time, password_hash
+const passwordByAccount = `-- name: PasswordByAccount :one
+SELECT account_id, name, create_time, password_hash, password_generation
 FROM accounts
-WHERE name_key = $1
+WHERE account_id = $1
 `
 
-type PasswordRow struct {
-	AccountID    string
-	Name         string
-	CreateTime   time.Time
-	PasswordHash string
+type PasswordByAccountRow struct {
+	AccountID          string
+	Name               string
+	CreateTime         time.Time
+	PasswordHash       string
+	PasswordGeneration int32
 }
 
-func (q *Queries) Password(ctx context.Context, nameKey string) (PasswordRow, error) {
-	row := q.db.QueryRow(ctx, password, nameKey)
-	var i PasswordRow
+func (q *Queries) PasswordByAccount(ctx context.Context, accountID string) (PasswordByAccountRow, error) {
+	row := q.db.QueryRow(ctx, passwordByAccount, accountID)
+	var i PasswordByAccountRow
 	err := row.Scan(
 		&i.AccountID,
 		&i.Name,
 		&i.CreateTime,
 		&i.PasswordHash,
+		&i.PasswordGeneration,
+	)
+	return i, err
+}
+
+const passwordByName = `-- name: PasswordByName :one
+SELECT a.account_id, a.name, a.create_time, a.password_hash, a.password_generation,
+    ($1::text <> '' AND EXISTS (
+        SELECT 1 FROM sessions AS s WHERE s.account_id = a.account_id AND s.address = $1::text
+    ))::boolean AS known
+FROM accounts AS a
+WHERE a.name_key = $2
+`
+
+type PasswordByNameParams struct {
+	Address string
+	NameKey string
+}
+
+type PasswordByNameRow struct {
+	AccountID          string
+	Name               string
+	CreateTime         time.Time
+	PasswordHash       string
+	PasswordGeneration int32
+	Known              bool
+}
+
+func (q *Queries) PasswordByName(ctx context.Context, arg PasswordByNameParams) (PasswordByNameRow, error) {
+	row := q.db.QueryRow(ctx, passwordByName, arg.Address, arg.NameKey)
+	var i PasswordByNameRow
+	err := row.Scan(
+		&i.AccountID,
+		&i.Name,
+		&i.CreateTime,
+		&i.PasswordHash,
+		&i.PasswordGeneration,
+		&i.Known,
 	)
 	return i, err
 }

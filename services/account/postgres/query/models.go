@@ -8,6 +8,71 @@ import (
 	"time"
 )
 
+// What programs act with for an organisation.
+type ApiKey struct {
+	ApiKeyID       string
+	OrganisationID string
+	Name           string
+	Role           string
+	// SHA-256 of a secret of 256 bits.
+	SecretHash []byte
+	CreatorID  string
+	CreateTime time.Time
+	ExpireTime time.Time
+	UseTime    *time.Time
+	// When its last access token expires.
+	TokenExpireTime *time.Time
+	RevokeTime      *time.Time
+}
+
+// Offers of a role, each for one account. Their tokens follow from the id and are not stored.
+type Invitation struct {
+	InvitationID   string
+	OrganisationID string
+	Role           string
+	InviterID      string
+	CreateTime     time.Time
+	ExpireTime     time.Time
+	AcceptTime     *time.Time
+	AccepterID     string
+	RevokeTime     *time.Time
+}
+
+// What wrong passwords have used up of the budget that there is for each name, address, place and device.
+type LogInFailure struct {
+	// A MAC under a key that is not in the database: it says nothing about who tried what.
+	FailureKey string
+	// When the budget is whole again.
+	FreeTime time.Time
+}
+
+// Which account has which role in which organisation.
+type Member struct {
+	OrganisationID string
+	AccountID      string
+	Role           string
+	CreateTime     time.Time
+}
+
+// Tenants: advertisers and display owners. Whoever changes members or invitations locks the row first.
+type Organisation struct {
+	OrganisationID string
+	Name           string
+	Kind           string
+	CreateTime     time.Time
+}
+
+// Writes of the last day by caller and request id, so that a repeat gets the first answer.
+type Request struct {
+	CallerID  string
+	RequestID string
+	// HMAC-SHA256 of the request body under a key that is not in the database.
+	Fingerprint []byte
+	// What it made.
+	ResultID   string
+	ExpireTime time.Time
+}
+
 // Ed25519 keys that sign access tokens, shared by all instances.
 type SigningKey struct {
 	KeyID     string

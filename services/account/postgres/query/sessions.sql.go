@@ -10,45 +10,40 @@ import (
 	"time"
 )
 
-const endSession = `-- name: EndSession :one
+const endOtherSessions = `-- name: EndOtherSessions :many
 UPDATE sessions
-SET end_time = coalesce(end_time, $1::timestamptz)
-WHERE session_id = $2
-RETURNING token_expire_time
+SET end_time = $1::timestamptz, end_reason = $2::text
+WHERE account_id = $3 AND session_id <> $4 AND end_time IS NULL
+    AND coalesce(expire_time, token_expire_time) > $1::timestamptz
+RETURNING session_id, token_expire_time
 `
 
-type EndSessionParams struct {
-	Now       time.Time
-	SessionID string
+type EndOtherSessionsParams struct {
+	Now           time.Time
+	EndReason     string
+	AccountID     string
+	KeepSessionID string
 }
 
-func (q *Queries) EndSession(ctx context.Context, arg EndSessionParams) (time.Time, error) {
-	row := q.db.QueryRow(ctx, endSession, arg.Now, arg.SessionID)
-	var token_expire_time time.Time
-	err := row.Scan(&token_expire_time)
-	return token_expire_time, err
-}
-
-const endedSessions = `-- name: EndedSessions :many
-SELECT session_id, token_expire_time
-FROM sessions
-WHERE end_time IS NOT NULL AND token_expire_time > $1
-`
-
-type EndedSessionsRow struct {
+type EndOtherSessionsRow struct {
 	SessionID       string
 	TokenExpireTime time.Time
 }
 
-func (q *Queries) EndedSessions(ctx context.Context, expiredAfter time.Time) ([]EndedSessionsRow, error) {
-	rows, err := q.db.Query(ctx, endedSessions, expiredAfter)
+func (q *Queries) EndOtherSessions(ctx context.Context, arg EndOtherSessionsParams) ([]EndOtherSessionsRow, error) {
+	rows, err := q.db.Query(ctx, endOtherSessions,
+		arg.Now,
+		arg.EndReason,
+		arg.AccountID,
+		arg.KeepSessionID,
+	)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []EndedSessionsRow
+	var items []EndOtherSessionsRow
 	for rows.Next() {
-		var i EndedSessionsRow
+		var i EndOtherSessionsRow
 		if err := rows.Scan(&i.SessionID, &i.TokenExpireTime); err != nil {
 			return nil, err
 		}
@@ -60,47 +55,258 @@ func (q *Queries) EndedSessions(ctx context.Context, expiredAfter time.Time) ([]
 	return items, nil
 }
 
-const insertSession = `-- name: InsertSession :exec
-INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
-VALUES ($1, $2, $3, $4)
+const ended = `-- name: Ended :many
+SELECT session_id AS id, 0::bigint AS roles_version, token_expire_time AS since
+FROM sessions
+WHERE end_time IS NOT NULL AND token_expire_time > $1::timestamptz
+UNION ALL
+SELECT api_key_id, 0, token_expire_time
+FROM api_keys
+WHERE revoke_time IS NOT NULL AND token_expire_time > $1::timestamptz
+UNION ALL
+SELECT account_id, roles_version, roles_change_time
+FROM accounts
+WHERE roles_change_time > $2::timestamptz
+`
+
+type EndedParams struct {
+	ExpiredAfter time.Time
+	ChangedAfter time.Time
+}
+
+type EndedRow struct {
+	ID           string
+	RolesVersion int64
+	Since        time.Time
+}
+
+// One statement, since it is asked every other second by every instance, and what
+// is late is not handed on: the ended sessions, the revoked API keys, which are
+// the sessions of their tokens, and the accounts whose roles changed, which alone
+// have a version.
+func (q *Queries) Ended(ctx context.Context, arg EndedParams) ([]EndedRow, error) {
+	rows, err := q.db.Query(ctx, ended, arg.ExpiredAfter, arg.ChangedAfter)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []EndedRow
+	for rows.Next() {
+		var i EndedRow
+		if err := rows.Scan(&i.ID, &i.RolesVersion, &i.Since); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const insertSession = `-- name: InsertSession :execrows
+WITH opened AS (
+    INSERT INTO sessions (session_id, account_id, create_time, refresh_time, token_expire_time, refresh_hash, expire_time, address)
+    SELECT $4, a.account_id, $5, $6::timestamptz, $7, $8, $9::timestamptz, $10::text
+    FROM accounts AS a
+    WHERE a.account_id = $11 AND a.password_generation = $12
+    FOR SHARE
+    RETURNING session_id, account_id, address
+)
+INSERT INTO audit_events (event_id, event_time, kind, account_id, actor_id, session_id, address)
+SELECT $1::text, $2::timestamptz, $3::text, opened.account_id, opened.account_id, opened.session_id, opened.address
+FROM opened
 `
 
 type InsertSessionParams struct {
+	EventID            string
+	EventTime          time.Time
+	Kind               string
+	SessionID          string
+	CreateTime         time.Time
+	RefreshTime        time.Time
+	TokenExpireTime    time.Time
+	RefreshHash        []byte
+	ExpireTime         time.Time
+	Address            string
+	AccountID          string
+	PasswordGeneration int32
+}
+
+// The session and its event in one statement. No row when the password was
+// changed after it was verified: FOR SHARE waits for a change that is under way,
+// and keeps one from missing this session.
+func (q *Queries) InsertSession(ctx context.Context, arg InsertSessionParams) (int64, error) {
+	result, err := q.db.Exec(ctx, insertSession,
+		arg.EventID,
+		arg.EventTime,
+		arg.Kind,
+		arg.SessionID,
+		arg.CreateTime,
+		arg.RefreshTime,
+		arg.TokenExpireTime,
+		arg.RefreshHash,
+		arg.ExpireTime,
+		arg.Address,
+		arg.AccountID,
+		arg.PasswordGeneration,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const lockSession = `-- name: LockSession :one
+SELECT session_id, account_id, create_time,
+    coalesce(refresh_time, create_time)::timestamptz AS refresh_time, token_expire_time, refresh_hash,
+    coalesce(expire_time, token_expire_time)::timestamptz AS expire_time, address, end_time, coalesce(end_reason, '')::text AS end_reason
+FROM sessions
+WHERE session_id = $1
+FOR UPDATE
+`
+
+type LockSessionRow struct {
 	SessionID       string
 	AccountID       string
 	CreateTime      time.Time
+	RefreshTime     time.Time
 	TokenExpireTime time.Time
+	RefreshHash     []byte
+	ExpireTime      time.Time
+	Address         string
+	EndTime         *time.Time
+	EndReason       string
 }
 
-func (q *Queries) InsertSession(ctx context.Context, arg InsertSessionParams) error {
-	_, err := q.db.Exec(ctx, insertSession,
-		arg.SessionID,
-		arg.AccountID,
-		arg.CreateTime,
-		arg.TokenExpireTime,
+// Until the transaction ends.
+func (q *Queries) LockSession(ctx context.Context, sessionID string) (LockSessionRow, error) {
+	row := q.db.QueryRow(ctx, lockSession, sessionID)
+	var i LockSessionRow
+	err := row.Scan(
+		&i.SessionID,
+		&i.AccountID,
+		&i.CreateTime,
+		&i.RefreshTime,
+		&i.TokenExpireTime,
+		&i.RefreshHash,
+		&i.ExpireTime,
+		&i.Address,
+		&i.EndTime,
+		&i.EndReason,
 	)
-	return err
+	return i, err
+}
+
+const sessions = `-- name: Sessions :many
+SELECT session_id, account_id, create_time,
+    coalesce(refresh_time, create_time)::timestamptz AS refresh_time, token_expire_time, refresh_hash,
+    coalesce(expire_time, token_expire_time)::timestamptz AS expire_time, address, end_time, coalesce(end_reason, '')::text AS end_reason
+FROM sessions
+WHERE account_id = $1 AND ($2::text = '' OR session_id < $2::text)
+ORDER BY session_id DESC
+LIMIT $3
+`
+
+type SessionsParams struct {
+	AccountID string
+	Before    string
+	Most      int32
+}
+
+type SessionsRow struct {
+	SessionID       string
+	AccountID       string
+	CreateTime      time.Time
+	RefreshTime     time.Time
+	TokenExpireTime time.Time
+	RefreshHash     []byte
+	ExpireTime      time.Time
+	Address         string
+	EndTime         *time.Time
+	EndReason       string
+}
+
+func (q *Queries) Sessions(ctx context.Context, arg SessionsParams) ([]SessionsRow, error) {
+	rows, err := q.db.Query(ctx, sessions, arg.AccountID, arg.Before, arg.Most)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SessionsRow
+	for rows.Next() {
+		var i SessionsRow
+		if err := rows.Scan(
+			&i.SessionID,
+			&i.AccountID,
+			&i.CreateTime,
+			&i.RefreshTime,
+			&i.TokenExpireTime,
+			&i.RefreshHash,
+			&i.ExpireTime,
+			&i.Address,
+			&i.EndTime,
+			&i.EndReason,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const sweepSessions = `-- name: SweepSessions :execrows
 DELETE FROM sessions
 WHERE session_id IN (
     SELECT old.session_id FROM sessions AS old
-    WHERE old.token_expire_time <= $1
+    WHERE coalesce(old.end_time, old.expire_time, old.token_expire_time) <= $1
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
 `
 
 type SweepSessionsParams struct {
-	ExpiredBefore time.Time
-	Batch         int32
+	OverBefore *time.Time
+	Batch      int32
 }
 
 func (q *Queries) SweepSessions(ctx context.Context, arg SweepSessionsParams) (int64, error) {
-	result, err := q.db.Exec(ctx, sweepSessions, arg.ExpiredBefore, arg.Batch)
+	result, err := q.db.Exec(ctx, sweepSessions, arg.OverBefore, arg.Batch)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const updateSession = `-- name: UpdateSession :exec
+UPDATE sessions
+SET refresh_time = $1::timestamptz, token_expire_time = $2, refresh_hash = $3,
+    expire_time = $4::timestamptz, end_time = $5, end_reason = nullif($6::text, '')
+WHERE session_id = $7
+`
+
+type UpdateSessionParams struct {
+	RefreshTime     time.Time
+	TokenExpireTime time.Time
+	RefreshHash     []byte
+	ExpireTime      time.Time
+	EndTime         *time.Time
+	EndReason       string
+	SessionID       string
+}
+
+func (q *Queries) UpdateSession(ctx context.Context, arg UpdateSessionParams) error {
+	_, err := q.db.Exec(ctx, updateSession,
+		arg.RefreshTime,
+		arg.TokenExpireTime,
+		arg.RefreshHash,
+		arg.ExpireTime,
+		arg.EndTime,
+		arg.EndReason,
+		arg.SessionID,
+	)
+	return err
 }

@@ -21,11 +21,18 @@ type config struct {
 // Validate reports what is wrong with the gateway's own part.
 func (c config) Validate() error {
 	err := c.Gateway.Validate()
+	if c.Listen != noMeshPort {
+		err = errors.Join(err, fmt.Errorf("--listen: the gateway has no mesh port for %s; use --http-listen and --grpc-listen", c.Listen))
+	}
 	if c.Mode == service.Production {
 		err = errors.Join(err, c.Gateway.ValidateProduction())
 	}
 	return err
 }
+
+// noMeshPort is the default of --listen, which every service has: nobody in the
+// mesh calls the gateway.
+const noMeshPort = "127.0.0.1:0"
 
 func main() {
 	service.Main[config]("gateway", run)
@@ -41,11 +48,13 @@ func run(ctx context.Context, cfg config) error {
 
 	gw, err := gateway.New(cfg.Gateway, gateway.Surroundings{
 		Registry:       svc.Discovery(),
-		Dial:           svc.Mesh().NewClient,
+		Dial:           svc.NewClient,
 		Plaintext:      cfg.Mesh == service.MeshPlaintext,
 		EnvironmentTag: discovery.EnvironmentTag(cfg.Environment),
 		Log:            svc.Log(),
 		Metrics:        svc.Metrics(),
+		Admission:      svc.Admission(),
+		Tracing:        svc.Tracing(),
 		Failed:         svc.Fail,
 	})
 	if err != nil {
@@ -59,8 +68,12 @@ func run(ctx context.Context, cfg config) error {
 		if err := gw.Open(ctx); err != nil {
 			return fmt.Errorf("open the doors: %w", err)
 		}
+		address, err := svc.Advertised(gw.GRPCAddr())
+		if err != nil {
+			return err
+		}
 		svc.Announce(gw.HTTPAddr())
-		svc.Annotate("grpc", gw.GRPCAddr().String())
+		svc.Annotate("grpc", address)
 		svc.Log().Info("open", "http", gw.HTTPAddr(), "grpc", gw.GRPCAddr())
 		return nil
 	}, Stop: gw.Close})

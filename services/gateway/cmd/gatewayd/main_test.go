@@ -22,6 +22,7 @@ type noKeys struct{}
 
 func (noKeys) PublicKey(string) (ed25519.PublicKey, bool) { return nil, false }
 func (noKeys) SessionEnded(string) bool                   { return false }
+func (noKeys) RolesVersion(string) int64                  { return 0 }
 
 type echo struct {
 	echov1.UnimplementedEchoServiceServer
@@ -106,6 +107,7 @@ func free(t *testing.T) string {
 func TestConfigurationErrorsNameTheFlag(t *testing.T) {
 	for flag, args := range map[string][]string{
 		"--http-listen":       {"--http-listen=8080"},
+		"--listen":            {"--listen=127.0.0.1:8080"},
 		"--tls-cert-file":     {"--tls-cert-file=cert.pem"},
 		"--max-body-bytes":    {"--max-body-bytes=0"},
 		"--max-message-bytes": {"--max-message-bytes=12"},
@@ -127,4 +129,26 @@ func TestProductionRefusesPlaintextDoors(t *testing.T) {
 	}
 	require.ErrorContains(t, parse(), "--http-listen: 0.0.0.0:0 is not on loopback and unencrypted")
 	require.NoError(t, parse("--behind-tls"))
+}
+
+// A gateway on all addresses tells others where it is, at both doors.
+func TestAdvertisesBothDoors(t *testing.T) {
+	agent := consultest.Start(t)
+	cfg, err := service.Parse[config]("gateway", []string{
+		"--mode=test", "--consul-addr=" + agent.Address, "--register=always", "--drain-delay=0s",
+		"--http-listen=0.0.0.0:0", "--grpc-listen=0.0.0.0:0", "--advertise=127.0.0.7",
+	}, io.Discard)
+	require.NoError(t, err)
+	start(t, func(ctx context.Context) error { return run(ctx, cfg) })
+	var found []*consul.ServiceEntry
+	require.Eventually(t, func() bool {
+		var err error
+		found, _, err = agent.Client.Health().Service("gateway", "", true, nil)
+		return err == nil && len(found) == 1
+	}, 10*time.Second, 20*time.Millisecond)
+	require.Equal(t, "127.0.0.7", found[0].Service.Address)
+	host, port, err := net.SplitHostPort(found[0].Service.Meta["grpc"])
+	require.NoError(t, err)
+	require.Equal(t, "127.0.0.7", host)
+	require.NotEqual(t, "0", port)
 }

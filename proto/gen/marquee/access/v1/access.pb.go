@@ -83,6 +83,68 @@ func (Caller) EnumDescriptor() ([]byte, []int) {
 	return file_marquee_access_v1_access_proto_rawDescGZIP(), []int{0}
 }
 
+// Role is what a member of an organisation, or an API key of it, may do there.
+type Role int32
+
+const (
+	// Not set: the service refuses to start.
+	Role_ROLE_UNSPECIFIED Role = 0
+	// Manages members, invitations and API keys, and may do all that the other
+	// roles may.
+	Role_ROLE_OWNER Role = 1
+	// Buys air time and edits what is shown.
+	Role_ROLE_ADVERTISER Role = 2
+	// Runs displays.
+	Role_ROLE_OPERATOR Role = 3
+	// Looks, and changes nothing.
+	Role_ROLE_VIEWER Role = 4
+)
+
+// Enum value maps for Role.
+var (
+	Role_name = map[int32]string{
+		0: "ROLE_UNSPECIFIED",
+		1: "ROLE_OWNER",
+		2: "ROLE_ADVERTISER",
+		3: "ROLE_OPERATOR",
+		4: "ROLE_VIEWER",
+	}
+	Role_value = map[string]int32{
+		"ROLE_UNSPECIFIED": 0,
+		"ROLE_OWNER":       1,
+		"ROLE_ADVERTISER":  2,
+		"ROLE_OPERATOR":    3,
+		"ROLE_VIEWER":      4,
+	}
+)
+
+func (x Role) Enum() *Role {
+	p := new(Role)
+	*p = x
+	return p
+}
+
+func (x Role) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Role) Descriptor() protoreflect.EnumDescriptor {
+	return file_marquee_access_v1_access_proto_enumTypes[1].Descriptor()
+}
+
+func (Role) Type() protoreflect.EnumType {
+	return &file_marquee_access_v1_access_proto_enumTypes[1]
+}
+
+func (x Role) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Role.Descriptor instead.
+func (Role) EnumDescriptor() ([]byte, []int) {
+	return file_marquee_access_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
 // Access is the rule for one method. The mesh has already decided which
 // services may reach this one at all (the edges); Access decides about the
 // caller on whose behalf the request is made.
@@ -93,9 +155,18 @@ type Access struct {
 	// With CALLER_SERVICE: the mesh names of the services that may call, for
 	// example "order". A method reserved for services is never served by the
 	// gateway.
-	Services      []string `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Services []string `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"`
+	// With CALLER_ACCOUNT: only who has one of these roles in the organisation
+	// that organisation_field names, be it a member or an API key. Without roles
+	// the method is about the caller's own account, and API keys are refused.
+	Roles []Role `protobuf:"varint,3,rep,packed,name=roles,proto3,enum=marquee.access.v1.Role" json:"roles,omitempty"`
+	// With roles: the field of the request that holds the organisation's id, as
+	// a path of field names with dots between them ("organisation_id",
+	// "order.organisation_id"). A service whose request has no such string field
+	// does not start.
+	OrganisationField string `protobuf:"bytes,4,opt,name=organisation_field,json=organisationField,proto3" json:"organisation_field,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Access) Reset() {
@@ -142,6 +213,20 @@ func (x *Access) GetServices() []string {
 	return nil
 }
 
+func (x *Access) GetRoles() []Role {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Access) GetOrganisationField() string {
+	if x != nil {
+		return x.OrganisationField
+	}
+	return ""
+}
+
 var file_marquee_access_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
@@ -165,15 +250,24 @@ var File_marquee_access_v1_access_proto protoreflect.FileDescriptor
 
 const file_marquee_access_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x1emarquee/access/v1/access.proto\x12\x11marquee.access.v1\x1a google/protobuf/descriptor.proto\"W\n" +
+	"\x1emarquee/access/v1/access.proto\x12\x11marquee.access.v1\x1a google/protobuf/descriptor.proto\"\xb5\x01\n" +
 	"\x06Access\x121\n" +
 	"\x06caller\x18\x01 \x01(\x0e2\x19.marquee.access.v1.CallerR\x06caller\x12\x1a\n" +
-	"\bservices\x18\x02 \x03(\tR\bservices*[\n" +
+	"\bservices\x18\x02 \x03(\tR\bservices\x12-\n" +
+	"\x05roles\x18\x03 \x03(\x0e2\x17.marquee.access.v1.RoleR\x05roles\x12-\n" +
+	"\x12organisation_field\x18\x04 \x01(\tR\x11organisationField*[\n" +
 	"\x06Caller\x12\x16\n" +
 	"\x12CALLER_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rCALLER_ANYONE\x10\x01\x12\x12\n" +
 	"\x0eCALLER_ACCOUNT\x10\x02\x12\x12\n" +
-	"\x0eCALLER_SERVICE\x10\x03:S\n" +
+	"\x0eCALLER_SERVICE\x10\x03*e\n" +
+	"\x04Role\x12\x14\n" +
+	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"ROLE_OWNER\x10\x01\x12\x13\n" +
+	"\x0fROLE_ADVERTISER\x10\x02\x12\x11\n" +
+	"\rROLE_OPERATOR\x10\x03\x12\x0f\n" +
+	"\vROLE_VIEWER\x10\x04:S\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18\xa8\x8b\x03 \x01(\v2\x19.marquee.access.v1.AccessR\x06accessBEZCgithub.com/marquee-ads/marquee/proto/gen/marquee/access/v1;accessv1b\x06proto3"
 
 var (
@@ -188,22 +282,24 @@ func file_marquee_access_v1_access_proto_rawDescGZIP() []byte {
 	return file_marquee_access_v1_access_proto_rawDescData
 }
 
-var file_marquee_access_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_marquee_access_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_marquee_access_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
 var file_marquee_access_v1_access_proto_goTypes = []any{
 	(Caller)(0),                        // 0: marquee.access.v1.Caller
-	(*Access)(nil),                     // 1: marquee.access.v1.Access
-	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
+	(Role)(0),                          // 1: marquee.access.v1.Role
+	(*Access)(nil),                     // 2: marquee.access.v1.Access
+	(*descriptorpb.MethodOptions)(nil), // 3: google.protobuf.MethodOptions
 }
 var file_marquee_access_v1_access_proto_depIdxs = []int32{
 	0, // 0: marquee.access.v1.Access.caller:type_name -> marquee.access.v1.Caller
-	2, // 1: marquee.access.v1.access:extendee -> google.protobuf.MethodOptions
-	1, // 2: marquee.access.v1.access:type_name -> marquee.access.v1.Access
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	2, // [2:3] is the sub-list for extension type_name
-	1, // [1:2] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 1: marquee.access.v1.Access.roles:type_name -> marquee.access.v1.Role
+	3, // 2: marquee.access.v1.access:extendee -> google.protobuf.MethodOptions
+	2, // 3: marquee.access.v1.access:type_name -> marquee.access.v1.Access
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	3, // [3:4] is the sub-list for extension type_name
+	2, // [2:3] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_marquee_access_v1_access_proto_init() }
@@ -216,7 +312,7 @@ func file_marquee_access_v1_access_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_access_v1_access_proto_rawDesc), len(file_marquee_access_v1_access_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   1,
 			NumExtensions: 1,
 			NumServices:   0,

@@ -11,7 +11,7 @@ package accountv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
-	_ "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
+	v1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -27,6 +27,176 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// SessionEndReason is why a session ended before it expired.
+type SessionEndReason int32
+
+const (
+	// It has not ended.
+	SessionEndReason_SESSION_END_REASON_UNSPECIFIED SessionEndReason = 0
+	// By LogOut.
+	SessionEndReason_SESSION_END_REASON_LOGGED_OUT SessionEndReason = 1
+	// By RevokeSession.
+	SessionEndReason_SESSION_END_REASON_REVOKED SessionEndReason = 2
+	// By ChangePassword in another session.
+	SessionEndReason_SESSION_END_REASON_PASSWORD_CHANGED SessionEndReason = 3
+	// A refresh token was used twice: one of two holders had stolen it.
+	SessionEndReason_SESSION_END_REASON_REFRESH_TOKEN_REUSED SessionEndReason = 4
+)
+
+// Enum value maps for SessionEndReason.
+var (
+	SessionEndReason_name = map[int32]string{
+		0: "SESSION_END_REASON_UNSPECIFIED",
+		1: "SESSION_END_REASON_LOGGED_OUT",
+		2: "SESSION_END_REASON_REVOKED",
+		3: "SESSION_END_REASON_PASSWORD_CHANGED",
+		4: "SESSION_END_REASON_REFRESH_TOKEN_REUSED",
+	}
+	SessionEndReason_value = map[string]int32{
+		"SESSION_END_REASON_UNSPECIFIED":          0,
+		"SESSION_END_REASON_LOGGED_OUT":           1,
+		"SESSION_END_REASON_REVOKED":              2,
+		"SESSION_END_REASON_PASSWORD_CHANGED":     3,
+		"SESSION_END_REASON_REFRESH_TOKEN_REUSED": 4,
+	}
+)
+
+func (x SessionEndReason) Enum() *SessionEndReason {
+	p := new(SessionEndReason)
+	*p = x
+	return p
+}
+
+func (x SessionEndReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionEndReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_marquee_account_v1_account_proto_enumTypes[0].Descriptor()
+}
+
+func (SessionEndReason) Type() protoreflect.EnumType {
+	return &file_marquee_account_v1_account_proto_enumTypes[0]
+}
+
+func (x SessionEndReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionEndReason.Descriptor instead.
+func (SessionEndReason) EnumDescriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{0}
+}
+
+// AuditKind is what an audit event is about.
+type AuditKind int32
+
+const (
+	// Not set.
+	AuditKind_AUDIT_KIND_UNSPECIFIED AuditKind = 0
+	// The account was made.
+	AuditKind_AUDIT_KIND_SIGNED_UP AuditKind = 1
+	// A session was opened.
+	AuditKind_AUDIT_KIND_LOGGED_IN AuditKind = 2
+	// A wrong password was given.
+	AuditKind_AUDIT_KIND_LOG_IN_FAILED AuditKind = 3
+	// A session was ended by LogOut.
+	AuditKind_AUDIT_KIND_LOGGED_OUT AuditKind = 4
+	// A session was ended by RevokeSession.
+	AuditKind_AUDIT_KIND_SESSION_REVOKED AuditKind = 5
+	// A session was ended because a refresh token of it was used twice.
+	AuditKind_AUDIT_KIND_REFRESH_TOKEN_REUSED AuditKind = 6
+	// The password was changed, and all other sessions ended.
+	AuditKind_AUDIT_KIND_PASSWORD_CHANGED AuditKind = 7
+	// ChangePassword was called with a wrong current password.
+	AuditKind_AUDIT_KIND_PASSWORD_CHANGE_FAILED AuditKind = 8
+	// An organisation was made.
+	AuditKind_AUDIT_KIND_ORGANISATION_CREATED AuditKind = 9
+	// An invitation was made; subject_id is its id.
+	AuditKind_AUDIT_KIND_INVITATION_CREATED AuditKind = 10
+	// An invitation was revoked; subject_id is its id.
+	AuditKind_AUDIT_KIND_INVITATION_REVOKED AuditKind = 11
+	// The account became a member by an invitation; subject_id is its id.
+	AuditKind_AUDIT_KIND_MEMBER_JOINED AuditKind = 12
+	// The account was given another role.
+	AuditKind_AUDIT_KIND_MEMBER_ROLE_CHANGED AuditKind = 13
+	// The account was removed from the organisation, or left it.
+	AuditKind_AUDIT_KIND_MEMBER_REMOVED AuditKind = 14
+	// An API key was made; subject_id is its id.
+	AuditKind_AUDIT_KIND_API_KEY_CREATED AuditKind = 15
+	// An API key was revoked; subject_id is its id.
+	AuditKind_AUDIT_KIND_API_KEY_REVOKED AuditKind = 16
+)
+
+// Enum value maps for AuditKind.
+var (
+	AuditKind_name = map[int32]string{
+		0:  "AUDIT_KIND_UNSPECIFIED",
+		1:  "AUDIT_KIND_SIGNED_UP",
+		2:  "AUDIT_KIND_LOGGED_IN",
+		3:  "AUDIT_KIND_LOG_IN_FAILED",
+		4:  "AUDIT_KIND_LOGGED_OUT",
+		5:  "AUDIT_KIND_SESSION_REVOKED",
+		6:  "AUDIT_KIND_REFRESH_TOKEN_REUSED",
+		7:  "AUDIT_KIND_PASSWORD_CHANGED",
+		8:  "AUDIT_KIND_PASSWORD_CHANGE_FAILED",
+		9:  "AUDIT_KIND_ORGANISATION_CREATED",
+		10: "AUDIT_KIND_INVITATION_CREATED",
+		11: "AUDIT_KIND_INVITATION_REVOKED",
+		12: "AUDIT_KIND_MEMBER_JOINED",
+		13: "AUDIT_KIND_MEMBER_ROLE_CHANGED",
+		14: "AUDIT_KIND_MEMBER_REMOVED",
+		15: "AUDIT_KIND_API_KEY_CREATED",
+		16: "AUDIT_KIND_API_KEY_REVOKED",
+	}
+	AuditKind_value = map[string]int32{
+		"AUDIT_KIND_UNSPECIFIED":            0,
+		"AUDIT_KIND_SIGNED_UP":              1,
+		"AUDIT_KIND_LOGGED_IN":              2,
+		"AUDIT_KIND_LOG_IN_FAILED":          3,
+		"AUDIT_KIND_LOGGED_OUT":             4,
+		"AUDIT_KIND_SESSION_REVOKED":        5,
+		"AUDIT_KIND_REFRESH_TOKEN_REUSED":   6,
+		"AUDIT_KIND_PASSWORD_CHANGED":       7,
+		"AUDIT_KIND_PASSWORD_CHANGE_FAILED": 8,
+		"AUDIT_KIND_ORGANISATION_CREATED":   9,
+		"AUDIT_KIND_INVITATION_CREATED":     10,
+		"AUDIT_KIND_INVITATION_REVOKED":     11,
+		"AUDIT_KIND_MEMBER_JOINED":          12,
+		"AUDIT_KIND_MEMBER_ROLE_CHANGED":    13,
+		"AUDIT_KIND_MEMBER_REMOVED":         14,
+		"AUDIT_KIND_API_KEY_CREATED":        15,
+		"AUDIT_KIND_API_KEY_REVOKED":        16,
+	}
+)
+
+func (x AuditKind) Enum() *AuditKind {
+	p := new(AuditKind)
+	*p = x
+	return p
+}
+
+func (x AuditKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuditKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_marquee_account_v1_account_proto_enumTypes[1].Descriptor()
+}
+
+func (AuditKind) Type() protoreflect.EnumType {
+	return &file_marquee_account_v1_account_proto_enumTypes[1]
+}
+
+func (x AuditKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuditKind.Descriptor instead.
+func (AuditKind) EnumDescriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{1}
+}
 
 // Account is a person or a program with a name and a way to prove it.
 type Account struct {
@@ -200,9 +370,12 @@ func (x *SignUpResponse) GetAccount() *Account {
 }
 
 type LogInRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Password      string                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Password string                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	// The device_token of an earlier log-in on this device, if there is one. One
+	// that is not the account's is ignored.
+	DeviceToken   string `protobuf:"bytes,3,opt,name=device_token,json=deviceToken,proto3" json:"device_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -251,12 +424,27 @@ func (x *LogInRequest) GetPassword() string {
 	return ""
 }
 
+func (x *LogInRequest) GetDeviceToken() string {
+	if x != nil {
+		return x.DeviceToken
+	}
+	return ""
+}
+
 type LogInResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Account *Account               `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
 	// A JWT signed with Ed25519 (RFC 8037), to be sent as "authorization: Bearer <token>".
-	AccessToken   string                 `protobuf:"bytes,2,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	AccessToken string `protobuf:"bytes,2,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// When access_token expires.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// For RefreshSession; to be kept secret, and where it survives the client.
+	RefreshToken string `protobuf:"bytes,4,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
+	// When refresh_token expires.
+	RefreshExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refresh_expire_time,json=refreshExpireTime,proto3" json:"refresh_expire_time,omitempty"`
+	// To be kept on this device and sent with its next log-ins. It does not stand
+	// for a password.
+	DeviceToken   string `protobuf:"bytes,6,opt,name=device_token,json=deviceToken,proto3" json:"device_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +500,766 @@ func (x *LogInResponse) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *LogInResponse) GetRefreshToken() string {
+	if x != nil {
+		return x.RefreshToken
+	}
+	return ""
+}
+
+func (x *LogInResponse) GetRefreshExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshExpireTime
+	}
+	return nil
+}
+
+func (x *LogInResponse) GetDeviceToken() string {
+	if x != nil {
+		return x.DeviceToken
+	}
+	return ""
+}
+
+type RefreshSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chosen by the caller, unique per refresh: a UUID is good.
+	RequestId     string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RefreshToken  string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshSessionRequest) Reset() {
+	*x = RefreshSessionRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshSessionRequest) ProtoMessage() {}
+
+func (x *RefreshSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshSessionRequest.ProtoReflect.Descriptor instead.
+func (*RefreshSessionRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RefreshSessionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RefreshSessionRequest) GetRefreshToken() string {
+	if x != nil {
+		return x.RefreshToken
+	}
+	return ""
+}
+
+type RefreshSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in LogInResponse.
+	AccessToken string                 `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	ExpireTime  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Takes the place of the one that was sent.
+	RefreshToken      string                 `protobuf:"bytes,3,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
+	RefreshExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=refresh_expire_time,json=refreshExpireTime,proto3" json:"refresh_expire_time,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RefreshSessionResponse) Reset() {
+	*x = RefreshSessionResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshSessionResponse) ProtoMessage() {}
+
+func (x *RefreshSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshSessionResponse.ProtoReflect.Descriptor instead.
+func (*RefreshSessionResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RefreshSessionResponse) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *RefreshSessionResponse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *RefreshSessionResponse) GetRefreshToken() string {
+	if x != nil {
+		return x.RefreshToken
+	}
+	return ""
+}
+
+func (x *RefreshSessionResponse) GetRefreshExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshExpireTime
+	}
+	return nil
+}
+
+// Session is one log-in, on one device.
+type Session struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ses_" and a ULID; the "sid" claim of its access tokens.
+	SessionId  string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When its newest access token was made, at log-in or by RefreshSession.
+	RefreshTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=refresh_time,json=refreshTime,proto3" json:"refresh_time,omitempty"`
+	// Until when it can be refreshed.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The address that it was opened from, as the gateway saw it; may be empty.
+	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// Whether it is the session of the access token that asks.
+	Current bool `protobuf:"varint,6,opt,name=current,proto3" json:"current,omitempty"`
+	// When it was ended, if it was; end_reason says why.
+	EndTime       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	EndReason     SessionEndReason       `protobuf:"varint,8,opt,name=end_reason,json=endReason,proto3,enum=marquee.account.v1.SessionEndReason" json:"end_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Session) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *Session) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Session) GetRefreshTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshTime
+	}
+	return nil
+}
+
+func (x *Session) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Session) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Session) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *Session) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Session) GetEndReason() SessionEndReason {
+	if x != nil {
+		return x.EndReason
+	}
+	return SessionEndReason_SESSION_END_REASON_UNSPECIFIED
+}
+
+type ListSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListSessionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSessionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListSessionsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sessions []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListSessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type RevokeSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSessionRequest) Reset() {
+	*x = RevokeSessionRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSessionRequest) ProtoMessage() {}
+
+func (x *RevokeSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSessionRequest.ProtoReflect.Descriptor instead.
+func (*RevokeSessionRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RevokeSessionRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+type RevokeSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeSessionResponse) Reset() {
+	*x = RevokeSessionResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeSessionResponse) ProtoMessage() {}
+
+func (x *RevokeSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeSessionResponse.ProtoReflect.Descriptor instead.
+func (*RevokeSessionResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{11}
+}
+
+type ChangePasswordRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CurrentPassword string                 `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
+	// 8 to 256 characters.
+	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangePasswordRequest) Reset() {
+	*x = ChangePasswordRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangePasswordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangePasswordRequest) ProtoMessage() {}
+
+func (x *ChangePasswordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangePasswordRequest.ProtoReflect.Descriptor instead.
+func (*ChangePasswordRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ChangePasswordRequest) GetCurrentPassword() string {
+	if x != nil {
+		return x.CurrentPassword
+	}
+	return ""
+}
+
+func (x *ChangePasswordRequest) GetNewPassword() string {
+	if x != nil {
+		return x.NewPassword
+	}
+	return ""
+}
+
+type ChangePasswordResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangePasswordResponse) Reset() {
+	*x = ChangePasswordResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangePasswordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangePasswordResponse) ProtoMessage() {}
+
+func (x *ChangePasswordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangePasswordResponse.ProtoReflect.Descriptor instead.
+func (*ChangePasswordResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{13}
+}
+
+// AuditEvent is one thing that happened, as it is shown to whom it concerns. It
+// is written together with what it tells of, and never changed.
+type AuditEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "evt_" and a ULID.
+	EventId string                 `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	Time    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Kind    AuditKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=marquee.account.v1.AuditKind" json:"kind,omitempty"`
+	// The account or the API key ("apk_") that did it; empty where it is not known.
+	ActorId string `protobuf:"bytes,4,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
+	// The session it was done in, or was done to.
+	SessionId string `protobuf:"bytes,5,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// The address it was done from, as the gateway saw it; may be empty.
+	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	// The account it was done to, if it was.
+	AccountId string `protobuf:"bytes,7,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// The organisation it was done in, if it was.
+	OrganisationId string `protobuf:"bytes,8,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	// What else it was done to: an invitation, an API key.
+	SubjectId string `protobuf:"bytes,9,opt,name=subject_id,json=subjectId,proto3" json:"subject_id,omitempty"`
+	// The role that was given.
+	Role          v1.Role `protobuf:"varint,10,opt,name=role,proto3,enum=marquee.access.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEvent) Reset() {
+	*x = AuditEvent{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEvent) ProtoMessage() {}
+
+func (x *AuditEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEvent.ProtoReflect.Descriptor instead.
+func (*AuditEvent) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AuditEvent) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEvent) GetKind() AuditKind {
+	if x != nil {
+		return x.Kind
+	}
+	return AuditKind_AUDIT_KIND_UNSPECIFIED
+}
+
+func (x *AuditEvent) GetActorId() string {
+	if x != nil {
+		return x.ActorId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetSubjectId() string {
+	if x != nil {
+		return x.SubjectId
+	}
+	return ""
+}
+
+func (x *AuditEvent) GetRole() v1.Role {
+	if x != nil {
+		return x.Role
+	}
+	return v1.Role(0)
+}
+
+type ListAuditEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditEventsRequest) Reset() {
+	*x = ListAuditEventsRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditEventsRequest) ProtoMessage() {}
+
+func (x *ListAuditEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditEventsRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListAuditEventsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAuditEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListAuditEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*AuditEvent          `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditEventsResponse) Reset() {
+	*x = ListAuditEventsResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditEventsResponse) ProtoMessage() {}
+
+func (x *ListAuditEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditEventsResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListAuditEventsResponse) GetEvents() []*AuditEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListAuditEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type LogOutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -320,7 +1268,7 @@ type LogOutRequest struct {
 
 func (x *LogOutRequest) Reset() {
 	*x = LogOutRequest{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[5]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +1280,7 @@ func (x *LogOutRequest) String() string {
 func (*LogOutRequest) ProtoMessage() {}
 
 func (x *LogOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[5]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +1293,7 @@ func (x *LogOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOutRequest.ProtoReflect.Descriptor instead.
 func (*LogOutRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{5}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{17}
 }
 
 type LogOutResponse struct {
@@ -356,7 +1304,7 @@ type LogOutResponse struct {
 
 func (x *LogOutResponse) Reset() {
 	*x = LogOutResponse{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[6]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +1316,7 @@ func (x *LogOutResponse) String() string {
 func (*LogOutResponse) ProtoMessage() {}
 
 func (x *LogOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[6]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +1329,7 @@ func (x *LogOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOutResponse.ProtoReflect.Descriptor instead.
 func (*LogOutResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{6}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{18}
 }
 
 type GetAccountRequest struct {
@@ -394,7 +1342,7 @@ type GetAccountRequest struct {
 
 func (x *GetAccountRequest) Reset() {
 	*x = GetAccountRequest{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[7]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +1354,7 @@ func (x *GetAccountRequest) String() string {
 func (*GetAccountRequest) ProtoMessage() {}
 
 func (x *GetAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[7]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +1367,7 @@ func (x *GetAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountRequest.ProtoReflect.Descriptor instead.
 func (*GetAccountRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{7}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetAccountRequest) GetAccountId() string {
@@ -438,7 +1386,7 @@ type GetAccountResponse struct {
 
 func (x *GetAccountResponse) Reset() {
 	*x = GetAccountResponse{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[8]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +1398,7 @@ func (x *GetAccountResponse) String() string {
 func (*GetAccountResponse) ProtoMessage() {}
 
 func (x *GetAccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[8]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +1411,7 @@ func (x *GetAccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccountResponse.ProtoReflect.Descriptor instead.
 func (*GetAccountResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{8}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetAccountResponse) GetAccount() *Account {
@@ -481,7 +1429,7 @@ type GetSigningKeysRequest struct {
 
 func (x *GetSigningKeysRequest) Reset() {
 	*x = GetSigningKeysRequest{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[9]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +1441,7 @@ func (x *GetSigningKeysRequest) String() string {
 func (*GetSigningKeysRequest) ProtoMessage() {}
 
 func (x *GetSigningKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[9]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +1454,7 @@ func (x *GetSigningKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSigningKeysRequest.ProtoReflect.Descriptor instead.
 func (*GetSigningKeysRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{9}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{21}
 }
 
 type GetSigningKeysResponse struct {
@@ -515,15 +1463,18 @@ type GetSigningKeysResponse struct {
 	// within their lifetime, the one that signs, and the next one, which is
 	// published before it signs.
 	Keys []*SigningKey `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
-	// Sessions that ended before their last token expired.
+	// Sessions that ended, and API keys that were revoked, before their last token
+	// expired.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Accounts whose roles changed while older tokens are within their lifetime.
+	ChangedAccounts []*ChangedAccount `protobuf:"bytes,3,rep,name=changed_accounts,json=changedAccounts,proto3" json:"changed_accounts,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetSigningKeysResponse) Reset() {
 	*x = GetSigningKeysResponse{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[10]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +1486,7 @@ func (x *GetSigningKeysResponse) String() string {
 func (*GetSigningKeysResponse) ProtoMessage() {}
 
 func (x *GetSigningKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[10]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +1499,7 @@ func (x *GetSigningKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSigningKeysResponse.ProtoReflect.Descriptor instead.
 func (*GetSigningKeysResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{10}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetSigningKeysResponse) GetKeys() []*SigningKey {
@@ -563,6 +1514,185 @@ func (x *GetSigningKeysResponse) GetEndedSessions() []*EndedSession {
 		return x.EndedSessions
 	}
 	return nil
+}
+
+func (x *GetSigningKeysResponse) GetChangedAccounts() []*ChangedAccount {
+	if x != nil {
+		return x.ChangedAccounts
+	}
+	return nil
+}
+
+type GetJSONWebKeySetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetJSONWebKeySetRequest) Reset() {
+	*x = GetJSONWebKeySetRequest{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetJSONWebKeySetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetJSONWebKeySetRequest) ProtoMessage() {}
+
+func (x *GetJSONWebKeySetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetJSONWebKeySetRequest.ProtoReflect.Descriptor instead.
+func (*GetJSONWebKeySetRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{23}
+}
+
+type GetJSONWebKeySetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*JSONWebKey          `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetJSONWebKeySetResponse) Reset() {
+	*x = GetJSONWebKeySetResponse{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetJSONWebKeySetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetJSONWebKeySetResponse) ProtoMessage() {}
+
+func (x *GetJSONWebKeySetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetJSONWebKeySetResponse.ProtoReflect.Descriptor instead.
+func (*GetJSONWebKeySetResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetJSONWebKeySetResponse) GetKeys() []*JSONWebKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// JSONWebKey is a public key as RFC 7517 and RFC 8037 have it; the fields have
+// the names that they have there.
+type JSONWebKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "OKP".
+	Kty string `protobuf:"bytes,1,opt,name=kty,proto3" json:"kty,omitempty"`
+	// "Ed25519".
+	Crv string `protobuf:"bytes,2,opt,name=crv,proto3" json:"crv,omitempty"`
+	// "EdDSA".
+	Alg string `protobuf:"bytes,3,opt,name=alg,proto3" json:"alg,omitempty"`
+	// "sig".
+	Use string `protobuf:"bytes,4,opt,name=use,proto3" json:"use,omitempty"`
+	// The "kid" in the header of the tokens signed with it.
+	Kid string `protobuf:"bytes,5,opt,name=kid,proto3" json:"kid,omitempty"`
+	// The public key in base64url, without padding.
+	X             string `protobuf:"bytes,6,opt,name=x,proto3" json:"x,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JSONWebKey) Reset() {
+	*x = JSONWebKey{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JSONWebKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JSONWebKey) ProtoMessage() {}
+
+func (x *JSONWebKey) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JSONWebKey.ProtoReflect.Descriptor instead.
+func (*JSONWebKey) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *JSONWebKey) GetKty() string {
+	if x != nil {
+		return x.Kty
+	}
+	return ""
+}
+
+func (x *JSONWebKey) GetCrv() string {
+	if x != nil {
+		return x.Crv
+	}
+	return ""
+}
+
+func (x *JSONWebKey) GetAlg() string {
+	if x != nil {
+		return x.Alg
+	}
+	return ""
+}
+
+func (x *JSONWebKey) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
+func (x *JSONWebKey) GetKid() string {
+	if x != nil {
+		return x.Kid
+	}
+	return ""
+}
+
+func (x *JSONWebKey) GetX() string {
+	if x != nil {
+		return x.X
+	}
+	return ""
 }
 
 // SigningKey is a public key as RFC 8037 has it: kty "OKP", crv "Ed25519".
@@ -582,7 +1712,7 @@ type SigningKey struct {
 
 func (x *SigningKey) Reset() {
 	*x = SigningKey{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[11]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +1724,7 @@ func (x *SigningKey) String() string {
 func (*SigningKey) ProtoMessage() {}
 
 func (x *SigningKey) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[11]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +1737,7 @@ func (x *SigningKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigningKey.ProtoReflect.Descriptor instead.
 func (*SigningKey) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{11}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SigningKey) GetKeyId() string {
@@ -638,9 +1768,74 @@ func (x *SigningKey) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// ChangedAccount is an account whose roles in organisations changed. Its older
+// tokens are good for what needs no role.
+type ChangedAccount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The "sub" claim of its tokens.
+	AccountId string `protobuf:"bytes,1,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
+	// Tokens whose "rv" claim is less say nothing about roles any more.
+	RolesVersion int64 `protobuf:"varint,2,opt,name=roles_version,json=rolesVersion,proto3" json:"roles_version,omitempty"`
+	// When the entry is dropped, as for an ended session.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedAccount) Reset() {
+	*x = ChangedAccount{}
+	mi := &file_marquee_account_v1_account_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedAccount) ProtoMessage() {}
+
+func (x *ChangedAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_account_v1_account_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedAccount.ProtoReflect.Descriptor instead.
+func (*ChangedAccount) Descriptor() ([]byte, []int) {
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ChangedAccount) GetAccountId() string {
+	if x != nil {
+		return x.AccountId
+	}
+	return ""
+}
+
+func (x *ChangedAccount) GetRolesVersion() int64 {
+	if x != nil {
+		return x.RolesVersion
+	}
+	return 0
+}
+
+func (x *ChangedAccount) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 type EndedSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The "sid" claim of its tokens.
+	// The "sid" claim of its tokens: a session's id, or an API key's.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// When the entry is dropped: after the last of its tokens has expired, with
 	// half a minute for clocks that differ.
@@ -651,7 +1846,7 @@ type EndedSession struct {
 
 func (x *EndedSession) Reset() {
 	*x = EndedSession{}
-	mi := &file_marquee_account_v1_account_proto_msgTypes[12]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +1858,7 @@ func (x *EndedSession) String() string {
 func (*EndedSession) ProtoMessage() {}
 
 func (x *EndedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_account_v1_account_proto_msgTypes[12]
+	mi := &file_marquee_account_v1_account_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +1871,7 @@ func (x *EndedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndedSession.ProtoReflect.Descriptor instead.
 func (*EndedSession) Descriptor() ([]byte, []int) {
-	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{12}
+	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EndedSession) GetSessionId() string {
@@ -711,16 +1906,86 @@ const file_marquee_account_v1_account_proto_rawDesc = "" +
 	"\bpassword\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\b\x18\x80\x02R\bpassword\"G\n" +
 	"\x0eSignUpResponse\x125\n" +
-	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\"U\n" +
+	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\"\x82\x01\n" +
 	"\fLogInRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12&\n" +
 	"\bpassword\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bpassword\"\xa6\x01\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\bpassword\x12+\n" +
+	"\fdevice_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vdeviceToken\"\xba\x02\n" +
 	"\rLogInResponse\x125\n" +
 	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\x12!\n" +
 	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x0f\n" +
+	"expireTime\x12#\n" +
+	"\rrefresh_token\x18\x04 \x01(\tR\frefreshToken\x12J\n" +
+	"\x13refresh_expire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x11refreshExpireTime\x12!\n" +
+	"\fdevice_token\x18\x06 \x01(\tR\vdeviceToken\"\x84\x01\n" +
+	"\x15RefreshSessionRequest\x12:\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1b\xbaH\x18r\x16\x10\b\x18@2\x10^[A-Za-z0-9_-]+$R\trequestId\x12/\n" +
+	"\rrefresh_token\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\frefreshToken\"\xe9\x01\n" +
+	"\x16RefreshSessionResponse\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12#\n" +
+	"\rrefresh_token\x18\x03 \x01(\tR\frefreshToken\x12J\n" +
+	"\x13refresh_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x11refreshExpireTime\"\x91\x03\n" +
+	"\aSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12;\n" +
+	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12=\n" +
+	"\frefresh_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vrefreshTime\x12;\n" +
+	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x18\n" +
+	"\acurrent\x18\x06 \x01(\bR\acurrent\x125\n" +
+	"\bend_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12C\n" +
+	"\n" +
+	"end_reason\x18\b \x01(\x0e2$.marquee.account.v1.SessionEndReasonR\tendReason\"g\n" +
+	"\x13ListSessionsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"w\n" +
+	"\x14ListSessionsResponse\x127\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1b.marquee.account.v1.SessionR\bsessions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"_\n" +
+	"\x14RevokeSessionRequest\x12G\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tB(\xbaH%r#2!^ses_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tsessionId\"\x17\n" +
+	"\x15RevokeSessionResponse\"}\n" +
+	"\x15ChangePasswordRequest\x125\n" +
+	"\x10current_password\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x0fcurrentPassword\x12-\n" +
+	"\fnew_password\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\b\x18\x80\x02R\vnewPassword\"\x18\n" +
+	"\x16ChangePasswordResponse\"\xf2\x02\n" +
+	"\n" +
+	"AuditEvent\x12\x19\n" +
+	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x121\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1d.marquee.account.v1.AuditKindR\x04kind\x12\x19\n" +
+	"\bactor_id\x18\x04 \x01(\tR\aactorId\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x05 \x01(\tR\tsessionId\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\a \x01(\tR\taccountId\x12'\n" +
+	"\x0forganisation_id\x18\b \x01(\tR\x0eorganisationId\x12\x1d\n" +
+	"\n" +
+	"subject_id\x18\t \x01(\tR\tsubjectId\x12+\n" +
+	"\x04role\x18\n" +
+	" \x01(\x0e2\x17.marquee.access.v1.RoleR\x04role\"j\n" +
+	"\x16ListAuditEventsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"y\n" +
+	"\x17ListAuditEventsResponse\x126\n" +
+	"\x06events\x18\x01 \x03(\v2\x1e.marquee.account.v1.AuditEventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n" +
 	"\rLogOutRequest\"\x10\n" +
 	"\x0eLogOutResponse\"`\n" +
 	"\x11GetAccountRequest\x12K\n" +
@@ -728,10 +1993,22 @@ const file_marquee_account_v1_account_proto_rawDesc = "" +
 	"account_id\x18\x01 \x01(\tB,\xbaH)r'\x10\x01\x18@2!^(me|acc_[0-9A-HJKMNP-TV-Z]{26})$R\taccountId\"K\n" +
 	"\x12GetAccountResponse\x125\n" +
 	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\"\x17\n" +
-	"\x15GetSigningKeysRequest\"\x95\x01\n" +
+	"\x15GetSigningKeysRequest\"\xe4\x01\n" +
 	"\x16GetSigningKeysResponse\x122\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1e.marquee.account.v1.SigningKeyR\x04keys\x12G\n" +
-	"\x0eended_sessions\x18\x02 \x03(\v2 .marquee.account.v1.EndedSessionR\rendedSessions\"\xc1\x01\n" +
+	"\x0eended_sessions\x18\x02 \x03(\v2 .marquee.account.v1.EndedSessionR\rendedSessions\x12M\n" +
+	"\x10changed_accounts\x18\x03 \x03(\v2\".marquee.account.v1.ChangedAccountR\x0fchangedAccounts\"\x19\n" +
+	"\x17GetJSONWebKeySetRequest\"N\n" +
+	"\x18GetJSONWebKeySetResponse\x122\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1e.marquee.account.v1.JSONWebKeyR\x04keys\"t\n" +
+	"\n" +
+	"JSONWebKey\x12\x10\n" +
+	"\x03kty\x18\x01 \x01(\tR\x03kty\x12\x10\n" +
+	"\x03crv\x18\x02 \x01(\tR\x03crv\x12\x10\n" +
+	"\x03alg\x18\x03 \x01(\tR\x03alg\x12\x10\n" +
+	"\x03use\x18\x04 \x01(\tR\x03use\x12\x10\n" +
+	"\x03kid\x18\x05 \x01(\tR\x03kid\x12\f\n" +
+	"\x01x\x18\x06 \x01(\tR\x01x\"\xc1\x01\n" +
 	"\n" +
 	"SigningKey\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
@@ -739,19 +2016,56 @@ const file_marquee_account_v1_account_proto_rawDesc = "" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12@\n" +
 	"\x0esign_from_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fsignFromTime\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\x91\x01\n" +
+	"\x0eChangedAccount\x12\x1d\n" +
+	"\n" +
+	"account_id\x18\x01 \x01(\tR\taccountId\x12#\n" +
+	"\rroles_version\x18\x02 \x01(\x03R\frolesVersion\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\"j\n" +
 	"\fEndedSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2\xff\x04\n" +
+	"expireTime*\xcf\x01\n" +
+	"\x10SessionEndReason\x12\"\n" +
+	"\x1eSESSION_END_REASON_UNSPECIFIED\x10\x00\x12!\n" +
+	"\x1dSESSION_END_REASON_LOGGED_OUT\x10\x01\x12\x1e\n" +
+	"\x1aSESSION_END_REASON_REVOKED\x10\x02\x12'\n" +
+	"#SESSION_END_REASON_PASSWORD_CHANGED\x10\x03\x12+\n" +
+	"'SESSION_END_REASON_REFRESH_TOKEN_REUSED\x10\x04*\xad\x04\n" +
+	"\tAuditKind\x12\x1a\n" +
+	"\x16AUDIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14AUDIT_KIND_SIGNED_UP\x10\x01\x12\x18\n" +
+	"\x14AUDIT_KIND_LOGGED_IN\x10\x02\x12\x1c\n" +
+	"\x18AUDIT_KIND_LOG_IN_FAILED\x10\x03\x12\x19\n" +
+	"\x15AUDIT_KIND_LOGGED_OUT\x10\x04\x12\x1e\n" +
+	"\x1aAUDIT_KIND_SESSION_REVOKED\x10\x05\x12#\n" +
+	"\x1fAUDIT_KIND_REFRESH_TOKEN_REUSED\x10\x06\x12\x1f\n" +
+	"\x1bAUDIT_KIND_PASSWORD_CHANGED\x10\a\x12%\n" +
+	"!AUDIT_KIND_PASSWORD_CHANGE_FAILED\x10\b\x12#\n" +
+	"\x1fAUDIT_KIND_ORGANISATION_CREATED\x10\t\x12!\n" +
+	"\x1dAUDIT_KIND_INVITATION_CREATED\x10\n" +
+	"\x12!\n" +
+	"\x1dAUDIT_KIND_INVITATION_REVOKED\x10\v\x12\x1c\n" +
+	"\x18AUDIT_KIND_MEMBER_JOINED\x10\f\x12\"\n" +
+	"\x1eAUDIT_KIND_MEMBER_ROLE_CHANGED\x10\r\x12\x1d\n" +
+	"\x19AUDIT_KIND_MEMBER_REMOVED\x10\x0e\x12\x1e\n" +
+	"\x1aAUDIT_KIND_API_KEY_CREATED\x10\x0f\x12\x1e\n" +
+	"\x1aAUDIT_KIND_API_KEY_REVOKED\x10\x102\xfc\v\n" +
 	"\x0eAccountService\x12q\n" +
 	"\x06SignUp\x12!.marquee.account.v1.SignUpRequest\x1a\".marquee.account.v1.SignUpResponse\" \xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/accounts\x90\x02\x02\x12k\n" +
-	"\x05LogIn\x12 .marquee.account.v1.LogInRequest\x1a!.marquee.account.v1.LogInResponse\"\x1d\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/sessions\x12v\n" +
+	"\x05LogIn\x12 .marquee.account.v1.LogInRequest\x1a!.marquee.account.v1.LogInResponse\"\x1d\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/sessions\x12\x91\x01\n" +
+	"\x0eRefreshSession\x12).marquee.account.v1.RefreshSessionRequest\x1a*.marquee.account.v1.RefreshSessionResponse\"(\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/sessions:refresh\x90\x02\x02\x12\x80\x01\n" +
+	"\fListSessions\x12'.marquee.account.v1.ListSessionsRequest\x1a(.marquee.account.v1.ListSessionsResponse\"\x1d\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/sessions\x90\x02\x01\x12\x90\x01\n" +
+	"\rRevokeSession\x12(.marquee.account.v1.RevokeSessionRequest\x1a).marquee.account.v1.RevokeSessionResponse\"*\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\x1b*\x19/v1/sessions/{session_id}\x90\x02\x02\x12\x9b\x01\n" +
+	"\x0eChangePassword\x12).marquee.account.v1.ChangePasswordRequest\x1a*.marquee.account.v1.ChangePasswordResponse\"2\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/accounts/me:changePassword\x90\x02\x02\x12\x99\x01\n" +
+	"\x0fListAuditEvents\x12*.marquee.account.v1.ListAuditEventsRequest\x1a+.marquee.account.v1.ListAuditEventsResponse\"-\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/accounts/me/audit-events\x90\x02\x01\x12v\n" +
 	"\x06LogOut\x12!.marquee.account.v1.LogOutRequest\x1a\".marquee.account.v1.LogOutResponse\"%\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\x16*\x14/v1/sessions/current\x90\x02\x02\x12\x87\x01\n" +
 	"\n" +
 	"GetAccount\x12%.marquee.account.v1.GetAccountRequest\x1a&.marquee.account.v1.GetAccountResponse\"*\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/accounts/{account_id}\x90\x02\x01\x12\x8a\x01\n" +
-	"\x0eGetSigningKeys\x12).marquee.account.v1.GetSigningKeysRequest\x1a*.marquee.account.v1.GetSigningKeysResponse\"!\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/signing-keys\x90\x02\x01BGZEgithub.com/marquee-ads/marquee/proto/gen/marquee/account/v1;accountv1b\x06proto3"
+	"\x0eGetSigningKeys\x12).marquee.account.v1.GetSigningKeysRequest\x1a*.marquee.account.v1.GetSigningKeysResponse\"!\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/signing-keys\x90\x02\x01\x12\x96\x01\n" +
+	"\x10GetJSONWebKeySet\x12+.marquee.account.v1.GetJSONWebKeySetRequest\x1a,.marquee.account.v1.GetJSONWebKeySetResponse\"'\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.json\x90\x02\x01BGZEgithub.com/marquee-ads/marquee/proto/gen/marquee/account/v1;accountv1b\x06proto3"
 
 var (
 	file_marquee_account_v1_account_proto_rawDescOnce sync.Once
@@ -765,49 +2079,97 @@ func file_marquee_account_v1_account_proto_rawDescGZIP() []byte {
 	return file_marquee_account_v1_account_proto_rawDescData
 }
 
-var file_marquee_account_v1_account_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_marquee_account_v1_account_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_marquee_account_v1_account_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_marquee_account_v1_account_proto_goTypes = []any{
-	(*Account)(nil),                // 0: marquee.account.v1.Account
-	(*SignUpRequest)(nil),          // 1: marquee.account.v1.SignUpRequest
-	(*SignUpResponse)(nil),         // 2: marquee.account.v1.SignUpResponse
-	(*LogInRequest)(nil),           // 3: marquee.account.v1.LogInRequest
-	(*LogInResponse)(nil),          // 4: marquee.account.v1.LogInResponse
-	(*LogOutRequest)(nil),          // 5: marquee.account.v1.LogOutRequest
-	(*LogOutResponse)(nil),         // 6: marquee.account.v1.LogOutResponse
-	(*GetAccountRequest)(nil),      // 7: marquee.account.v1.GetAccountRequest
-	(*GetAccountResponse)(nil),     // 8: marquee.account.v1.GetAccountResponse
-	(*GetSigningKeysRequest)(nil),  // 9: marquee.account.v1.GetSigningKeysRequest
-	(*GetSigningKeysResponse)(nil), // 10: marquee.account.v1.GetSigningKeysResponse
-	(*SigningKey)(nil),             // 11: marquee.account.v1.SigningKey
-	(*EndedSession)(nil),           // 12: marquee.account.v1.EndedSession
-	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
+	(SessionEndReason)(0),            // 0: marquee.account.v1.SessionEndReason
+	(AuditKind)(0),                   // 1: marquee.account.v1.AuditKind
+	(*Account)(nil),                  // 2: marquee.account.v1.Account
+	(*SignUpRequest)(nil),            // 3: marquee.account.v1.SignUpRequest
+	(*SignUpResponse)(nil),           // 4: marquee.account.v1.SignUpResponse
+	(*LogInRequest)(nil),             // 5: marquee.account.v1.LogInRequest
+	(*LogInResponse)(nil),            // 6: marquee.account.v1.LogInResponse
+	(*RefreshSessionRequest)(nil),    // 7: marquee.account.v1.RefreshSessionRequest
+	(*RefreshSessionResponse)(nil),   // 8: marquee.account.v1.RefreshSessionResponse
+	(*Session)(nil),                  // 9: marquee.account.v1.Session
+	(*ListSessionsRequest)(nil),      // 10: marquee.account.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),     // 11: marquee.account.v1.ListSessionsResponse
+	(*RevokeSessionRequest)(nil),     // 12: marquee.account.v1.RevokeSessionRequest
+	(*RevokeSessionResponse)(nil),    // 13: marquee.account.v1.RevokeSessionResponse
+	(*ChangePasswordRequest)(nil),    // 14: marquee.account.v1.ChangePasswordRequest
+	(*ChangePasswordResponse)(nil),   // 15: marquee.account.v1.ChangePasswordResponse
+	(*AuditEvent)(nil),               // 16: marquee.account.v1.AuditEvent
+	(*ListAuditEventsRequest)(nil),   // 17: marquee.account.v1.ListAuditEventsRequest
+	(*ListAuditEventsResponse)(nil),  // 18: marquee.account.v1.ListAuditEventsResponse
+	(*LogOutRequest)(nil),            // 19: marquee.account.v1.LogOutRequest
+	(*LogOutResponse)(nil),           // 20: marquee.account.v1.LogOutResponse
+	(*GetAccountRequest)(nil),        // 21: marquee.account.v1.GetAccountRequest
+	(*GetAccountResponse)(nil),       // 22: marquee.account.v1.GetAccountResponse
+	(*GetSigningKeysRequest)(nil),    // 23: marquee.account.v1.GetSigningKeysRequest
+	(*GetSigningKeysResponse)(nil),   // 24: marquee.account.v1.GetSigningKeysResponse
+	(*GetJSONWebKeySetRequest)(nil),  // 25: marquee.account.v1.GetJSONWebKeySetRequest
+	(*GetJSONWebKeySetResponse)(nil), // 26: marquee.account.v1.GetJSONWebKeySetResponse
+	(*JSONWebKey)(nil),               // 27: marquee.account.v1.JSONWebKey
+	(*SigningKey)(nil),               // 28: marquee.account.v1.SigningKey
+	(*ChangedAccount)(nil),           // 29: marquee.account.v1.ChangedAccount
+	(*EndedSession)(nil),             // 30: marquee.account.v1.EndedSession
+	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(v1.Role)(0),                     // 32: marquee.access.v1.Role
 }
 var file_marquee_account_v1_account_proto_depIdxs = []int32{
-	13, // 0: marquee.account.v1.Account.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 1: marquee.account.v1.SignUpResponse.account:type_name -> marquee.account.v1.Account
-	0,  // 2: marquee.account.v1.LogInResponse.account:type_name -> marquee.account.v1.Account
-	13, // 3: marquee.account.v1.LogInResponse.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: marquee.account.v1.GetAccountResponse.account:type_name -> marquee.account.v1.Account
-	11, // 5: marquee.account.v1.GetSigningKeysResponse.keys:type_name -> marquee.account.v1.SigningKey
-	12, // 6: marquee.account.v1.GetSigningKeysResponse.ended_sessions:type_name -> marquee.account.v1.EndedSession
-	13, // 7: marquee.account.v1.SigningKey.sign_from_time:type_name -> google.protobuf.Timestamp
-	13, // 8: marquee.account.v1.SigningKey.expire_time:type_name -> google.protobuf.Timestamp
-	13, // 9: marquee.account.v1.EndedSession.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 10: marquee.account.v1.AccountService.SignUp:input_type -> marquee.account.v1.SignUpRequest
-	3,  // 11: marquee.account.v1.AccountService.LogIn:input_type -> marquee.account.v1.LogInRequest
-	5,  // 12: marquee.account.v1.AccountService.LogOut:input_type -> marquee.account.v1.LogOutRequest
-	7,  // 13: marquee.account.v1.AccountService.GetAccount:input_type -> marquee.account.v1.GetAccountRequest
-	9,  // 14: marquee.account.v1.AccountService.GetSigningKeys:input_type -> marquee.account.v1.GetSigningKeysRequest
-	2,  // 15: marquee.account.v1.AccountService.SignUp:output_type -> marquee.account.v1.SignUpResponse
-	4,  // 16: marquee.account.v1.AccountService.LogIn:output_type -> marquee.account.v1.LogInResponse
-	6,  // 17: marquee.account.v1.AccountService.LogOut:output_type -> marquee.account.v1.LogOutResponse
-	8,  // 18: marquee.account.v1.AccountService.GetAccount:output_type -> marquee.account.v1.GetAccountResponse
-	10, // 19: marquee.account.v1.AccountService.GetSigningKeys:output_type -> marquee.account.v1.GetSigningKeysResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	31, // 0: marquee.account.v1.Account.create_time:type_name -> google.protobuf.Timestamp
+	2,  // 1: marquee.account.v1.SignUpResponse.account:type_name -> marquee.account.v1.Account
+	2,  // 2: marquee.account.v1.LogInResponse.account:type_name -> marquee.account.v1.Account
+	31, // 3: marquee.account.v1.LogInResponse.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 4: marquee.account.v1.LogInResponse.refresh_expire_time:type_name -> google.protobuf.Timestamp
+	31, // 5: marquee.account.v1.RefreshSessionResponse.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 6: marquee.account.v1.RefreshSessionResponse.refresh_expire_time:type_name -> google.protobuf.Timestamp
+	31, // 7: marquee.account.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	31, // 8: marquee.account.v1.Session.refresh_time:type_name -> google.protobuf.Timestamp
+	31, // 9: marquee.account.v1.Session.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 10: marquee.account.v1.Session.end_time:type_name -> google.protobuf.Timestamp
+	0,  // 11: marquee.account.v1.Session.end_reason:type_name -> marquee.account.v1.SessionEndReason
+	9,  // 12: marquee.account.v1.ListSessionsResponse.sessions:type_name -> marquee.account.v1.Session
+	31, // 13: marquee.account.v1.AuditEvent.time:type_name -> google.protobuf.Timestamp
+	1,  // 14: marquee.account.v1.AuditEvent.kind:type_name -> marquee.account.v1.AuditKind
+	32, // 15: marquee.account.v1.AuditEvent.role:type_name -> marquee.access.v1.Role
+	16, // 16: marquee.account.v1.ListAuditEventsResponse.events:type_name -> marquee.account.v1.AuditEvent
+	2,  // 17: marquee.account.v1.GetAccountResponse.account:type_name -> marquee.account.v1.Account
+	28, // 18: marquee.account.v1.GetSigningKeysResponse.keys:type_name -> marquee.account.v1.SigningKey
+	30, // 19: marquee.account.v1.GetSigningKeysResponse.ended_sessions:type_name -> marquee.account.v1.EndedSession
+	29, // 20: marquee.account.v1.GetSigningKeysResponse.changed_accounts:type_name -> marquee.account.v1.ChangedAccount
+	27, // 21: marquee.account.v1.GetJSONWebKeySetResponse.keys:type_name -> marquee.account.v1.JSONWebKey
+	31, // 22: marquee.account.v1.SigningKey.sign_from_time:type_name -> google.protobuf.Timestamp
+	31, // 23: marquee.account.v1.SigningKey.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 24: marquee.account.v1.ChangedAccount.expire_time:type_name -> google.protobuf.Timestamp
+	31, // 25: marquee.account.v1.EndedSession.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 26: marquee.account.v1.AccountService.SignUp:input_type -> marquee.account.v1.SignUpRequest
+	5,  // 27: marquee.account.v1.AccountService.LogIn:input_type -> marquee.account.v1.LogInRequest
+	7,  // 28: marquee.account.v1.AccountService.RefreshSession:input_type -> marquee.account.v1.RefreshSessionRequest
+	10, // 29: marquee.account.v1.AccountService.ListSessions:input_type -> marquee.account.v1.ListSessionsRequest
+	12, // 30: marquee.account.v1.AccountService.RevokeSession:input_type -> marquee.account.v1.RevokeSessionRequest
+	14, // 31: marquee.account.v1.AccountService.ChangePassword:input_type -> marquee.account.v1.ChangePasswordRequest
+	17, // 32: marquee.account.v1.AccountService.ListAuditEvents:input_type -> marquee.account.v1.ListAuditEventsRequest
+	19, // 33: marquee.account.v1.AccountService.LogOut:input_type -> marquee.account.v1.LogOutRequest
+	21, // 34: marquee.account.v1.AccountService.GetAccount:input_type -> marquee.account.v1.GetAccountRequest
+	23, // 35: marquee.account.v1.AccountService.GetSigningKeys:input_type -> marquee.account.v1.GetSigningKeysRequest
+	25, // 36: marquee.account.v1.AccountService.GetJSONWebKeySet:input_type -> marquee.account.v1.GetJSONWebKeySetRequest
+	4,  // 37: marquee.account.v1.AccountService.SignUp:output_type -> marquee.account.v1.SignUpResponse
+	6,  // 38: marquee.account.v1.AccountService.LogIn:output_type -> marquee.account.v1.LogInResponse
+	8,  // 39: marquee.account.v1.AccountService.RefreshSession:output_type -> marquee.account.v1.RefreshSessionResponse
+	11, // 40: marquee.account.v1.AccountService.ListSessions:output_type -> marquee.account.v1.ListSessionsResponse
+	13, // 41: marquee.account.v1.AccountService.RevokeSession:output_type -> marquee.account.v1.RevokeSessionResponse
+	15, // 42: marquee.account.v1.AccountService.ChangePassword:output_type -> marquee.account.v1.ChangePasswordResponse
+	18, // 43: marquee.account.v1.AccountService.ListAuditEvents:output_type -> marquee.account.v1.ListAuditEventsResponse
+	20, // 44: marquee.account.v1.AccountService.LogOut:output_type -> marquee.account.v1.LogOutResponse
+	22, // 45: marquee.account.v1.AccountService.GetAccount:output_type -> marquee.account.v1.GetAccountResponse
+	24, // 46: marquee.account.v1.AccountService.GetSigningKeys:output_type -> marquee.account.v1.GetSigningKeysResponse
+	26, // 47: marquee.account.v1.AccountService.GetJSONWebKeySet:output_type -> marquee.account.v1.GetJSONWebKeySetResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_marquee_account_v1_account_proto_init() }
@@ -820,13 +2182,14 @@ func file_marquee_account_v1_account_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_account_v1_account_proto_rawDesc), len(file_marquee_account_v1_account_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      2,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_marquee_account_v1_account_proto_goTypes,
 		DependencyIndexes: file_marquee_account_v1_account_proto_depIdxs,
+		EnumInfos:         file_marquee_account_v1_account_proto_enumTypes,
 		MessageInfos:      file_marquee_account_v1_account_proto_msgTypes,
 	}.Build()
 	File_marquee_account_v1_account_proto = out.File

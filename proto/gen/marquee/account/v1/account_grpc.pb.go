@@ -22,19 +22,26 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AccountService_SignUp_FullMethodName         = "/marquee.account.v1.AccountService/SignUp"
-	AccountService_LogIn_FullMethodName          = "/marquee.account.v1.AccountService/LogIn"
-	AccountService_LogOut_FullMethodName         = "/marquee.account.v1.AccountService/LogOut"
-	AccountService_GetAccount_FullMethodName     = "/marquee.account.v1.AccountService/GetAccount"
-	AccountService_GetSigningKeys_FullMethodName = "/marquee.account.v1.AccountService/GetSigningKeys"
+	AccountService_SignUp_FullMethodName           = "/marquee.account.v1.AccountService/SignUp"
+	AccountService_LogIn_FullMethodName            = "/marquee.account.v1.AccountService/LogIn"
+	AccountService_RefreshSession_FullMethodName   = "/marquee.account.v1.AccountService/RefreshSession"
+	AccountService_ListSessions_FullMethodName     = "/marquee.account.v1.AccountService/ListSessions"
+	AccountService_RevokeSession_FullMethodName    = "/marquee.account.v1.AccountService/RevokeSession"
+	AccountService_ChangePassword_FullMethodName   = "/marquee.account.v1.AccountService/ChangePassword"
+	AccountService_ListAuditEvents_FullMethodName  = "/marquee.account.v1.AccountService/ListAuditEvents"
+	AccountService_LogOut_FullMethodName           = "/marquee.account.v1.AccountService/LogOut"
+	AccountService_GetAccount_FullMethodName       = "/marquee.account.v1.AccountService/GetAccount"
+	AccountService_GetSigningKeys_FullMethodName   = "/marquee.account.v1.AccountService/GetSigningKeys"
+	AccountService_GetJSONWebKeySet_FullMethodName = "/marquee.account.v1.AccountService/GetJSONWebKeySet"
 )
 
 // AccountServiceClient is the client API for AccountService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AccountService signs people up, logs them in and out, and publishes the
-// keys with which every service verifies access tokens by itself.
+// AccountService signs people up, logs them in and out, lets them look after
+// their sessions and their password, and publishes the keys with which every
+// service verifies access tokens by itself.
 //
 // Every method may also return:
 //   - INVALID_ARGUMENT (VALIDATION_FAILED): a field breaks its rule; the
@@ -43,12 +50,19 @@ const (
 //   - DEADLINE_EXCEEDED: the caller's deadline, or the service's own limit of
 //     15 s where the caller set none, passed first.
 //
-// SignUp and LogIn, which hash, may return RESOURCE_EXHAUSTED (OVERLOADED) with
-// a delay after which to retry, and methods that need an access token
-// UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE).
+// SignUp, LogIn and ChangePassword, which hash, may return RESOURCE_EXHAUSTED
+// (OVERLOADED) with a delay after which to retry. Methods that need an access
+// token may return UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+// TOKEN_EXPIRED, SESSION_ENDED) and UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE), and
+// those that return lists INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 type AccountServiceClient interface {
 	// SignUp creates an account. A repeat with the same request_id and body
 	// returns the first answer, so that it is safe to send again.
+	//
+	// It tells whether a name is taken, as it must where names are chosen freely.
+	// No other method does to who does not know the password: LogIn takes the same
+	// time for names that nobody has, but for the writing of one row, and is
+	// throttled for them alike.
 	//
 	// Errors:
 	//   - ALREADY_EXISTS (NAME_TAKEN): the name belongs to another account.
@@ -61,14 +75,65 @@ type AccountServiceClient interface {
 	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
 	//     body.
 	SignUp(ctx context.Context, in *SignUpRequest, opts ...grpc.CallOption) (*SignUpResponse, error)
-	// LogIn opens a session and returns a short-lived access token for it.
+	// LogIn opens a session and returns a short-lived access token for it, and a
+	// refresh token that is good for the next one.
+	//
+	// Wrong passwords are counted for each name, whether an account has it or not,
+	// and for each address. Addresses from which the account was logged in to, and
+	// devices that present the device_token of an earlier log-in, are counted
+	// apart: whoever guesses elsewhere does not keep them out.
 	//
 	// Errors:
 	//   - UNAUTHENTICATED (WRONG_CREDENTIALS): no account has this name, or the
 	//     password is not its password; which of the two is not told.
+	//   - RESOURCE_EXHAUSTED (LOG_IN_THROTTLED): too many wrong passwords; try
+	//     again after the given delay. The password was not looked at.
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
 	//     moment; try again after the given delay.
 	LogIn(ctx context.Context, in *LogInRequest, opts ...grpc.CallOption) (*LogInResponse, error)
+	// RefreshSession trades a refresh token for a new access token and the next
+	// refresh token: each works once. A repeat with the same request_id within two
+	// minutes returns the first answer, as long as its refresh_token has not been
+	// used. Any other use of a spent token ends the session, since one of two
+	// holders has stolen it; ListSessions and ListAuditEvents show it. A client
+	// with several threads must therefore refresh in one of them.
+	//
+	// Errors:
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): not a refresh token of this
+	//     environment, or its session is gone: log in again.
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_EXPIRED): not used for 30 days, or the
+	//     session is 90 days old: log in again.
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_REUSED): it was spent before, and the
+	//     session has ended: log in again, and change the password if nobody but
+	//     you should have had the token.
+	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password.
+	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
+	//     moment; try again after the given delay.
+	RefreshSession(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*RefreshSessionResponse, error)
+	// ListSessions returns the caller's sessions, the newest first: those that can
+	// be used, and for 30 days those that ended, with the reason.
+	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
+	// RevokeSession ends one of the caller's sessions, as LogOut ends the current
+	// one. Ending a session that has ended is not an error.
+	//
+	// Errors:
+	//   - NOT_FOUND (SESSION_NOT_FOUND): the caller has no such session.
+	RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*RevokeSessionResponse, error)
+	// ChangePassword sets a new password and ends all other sessions of the
+	// account. A repeat finds the new password in place and changes nothing.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (WRONG_PASSWORD): current_password is not the
+	//     account's password.
+	//   - RESOURCE_EXHAUSTED (LOG_IN_THROTTLED): too many wrong passwords from
+	//     this session; try again after the given delay.
+	//   - INVALID_ARGUMENT (PASSWORD_TOO_WEAK, VALIDATION_FAILED): as for SignUp.
+	//   - NOT_FOUND (ACCOUNT_NOT_FOUND): the account is gone.
+	//   - ABORTED (PASSWORD_CHANGED_MEANWHILE): by another request.
+	ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error)
+	// ListAuditEvents returns what happened to the caller's account in the last
+	// year, the newest first.
+	ListAuditEvents(ctx context.Context, in *ListAuditEventsRequest, opts ...grpc.CallOption) (*ListAuditEventsResponse, error)
 	// LogOut ends the session of the access token it is called with. Every
 	// service refuses the token within ten seconds, or within thirty where it
 	// cannot reach account. Logging out twice is not an error as long as the
@@ -88,15 +153,24 @@ type AccountServiceClient interface {
 	//     still valid.
 	GetAccount(ctx context.Context, in *GetAccountRequest, opts ...grpc.CallOption) (*GetAccountResponse, error)
 	// GetSigningKeys returns what is needed to verify an access token without
-	// asking again for each: the public keys, and the sessions that ended while
-	// tokens of theirs are still within their lifetime. Services read it every
-	// few seconds; that interval bounds how long a log-out takes to be effective
-	// everywhere.
+	// asking again for each: the public keys, the sessions that ended, and the
+	// accounts whose roles changed, while tokens of theirs are still within their
+	// lifetime. Services read it every few seconds; that interval bounds how long
+	// a log-out, the removal of a member or the revocation of an API key takes to
+	// be effective everywhere.
 	//
 	// Errors:
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
 	//     old to be handed on; ask another one.
 	GetSigningKeys(ctx context.Context, in *GetSigningKeysRequest, opts ...grpc.CallOption) (*GetSigningKeysResponse, error)
+	// GetJSONWebKeySet returns the keys of GetSigningKeys as a JSON Web Key Set
+	// (RFC 7517), for programs that verify access tokens with a library. What they
+	// verify so may have ended: only GetSigningKeys says that.
+	//
+	// Errors:
+	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
+	//     old to be handed on; ask another one.
+	GetJSONWebKeySet(ctx context.Context, in *GetJSONWebKeySetRequest, opts ...grpc.CallOption) (*GetJSONWebKeySetResponse, error)
 }
 
 type accountServiceClient struct {
@@ -121,6 +195,56 @@ func (c *accountServiceClient) LogIn(ctx context.Context, in *LogInRequest, opts
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LogInResponse)
 	err := c.cc.Invoke(ctx, AccountService_LogIn_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) RefreshSession(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*RefreshSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RefreshSessionResponse)
+	err := c.cc.Invoke(ctx, AccountService_RefreshSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSessionsResponse)
+	err := c.cc.Invoke(ctx, AccountService_ListSessions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*RevokeSessionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeSessionResponse)
+	err := c.cc.Invoke(ctx, AccountService_RevokeSession_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangePasswordResponse)
+	err := c.cc.Invoke(ctx, AccountService_ChangePassword_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accountServiceClient) ListAuditEvents(ctx context.Context, in *ListAuditEventsRequest, opts ...grpc.CallOption) (*ListAuditEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditEventsResponse)
+	err := c.cc.Invoke(ctx, AccountService_ListAuditEvents_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -157,12 +281,23 @@ func (c *accountServiceClient) GetSigningKeys(ctx context.Context, in *GetSignin
 	return out, nil
 }
 
+func (c *accountServiceClient) GetJSONWebKeySet(ctx context.Context, in *GetJSONWebKeySetRequest, opts ...grpc.CallOption) (*GetJSONWebKeySetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetJSONWebKeySetResponse)
+	err := c.cc.Invoke(ctx, AccountService_GetJSONWebKeySet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccountServiceServer is the server API for AccountService service.
 // All implementations must embed UnimplementedAccountServiceServer
 // for forward compatibility.
 //
-// AccountService signs people up, logs them in and out, and publishes the
-// keys with which every service verifies access tokens by itself.
+// AccountService signs people up, logs them in and out, lets them look after
+// their sessions and their password, and publishes the keys with which every
+// service verifies access tokens by itself.
 //
 // Every method may also return:
 //   - INVALID_ARGUMENT (VALIDATION_FAILED): a field breaks its rule; the
@@ -171,12 +306,19 @@ func (c *accountServiceClient) GetSigningKeys(ctx context.Context, in *GetSignin
 //   - DEADLINE_EXCEEDED: the caller's deadline, or the service's own limit of
 //     15 s where the caller set none, passed first.
 //
-// SignUp and LogIn, which hash, may return RESOURCE_EXHAUSTED (OVERLOADED) with
-// a delay after which to retry, and methods that need an access token
-// UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE).
+// SignUp, LogIn and ChangePassword, which hash, may return RESOURCE_EXHAUSTED
+// (OVERLOADED) with a delay after which to retry. Methods that need an access
+// token may return UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID,
+// TOKEN_EXPIRED, SESSION_ENDED) and UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE), and
+// those that return lists INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 type AccountServiceServer interface {
 	// SignUp creates an account. A repeat with the same request_id and body
 	// returns the first answer, so that it is safe to send again.
+	//
+	// It tells whether a name is taken, as it must where names are chosen freely.
+	// No other method does to who does not know the password: LogIn takes the same
+	// time for names that nobody has, but for the writing of one row, and is
+	// throttled for them alike.
 	//
 	// Errors:
 	//   - ALREADY_EXISTS (NAME_TAKEN): the name belongs to another account.
@@ -189,14 +331,65 @@ type AccountServiceServer interface {
 	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
 	//     body.
 	SignUp(context.Context, *SignUpRequest) (*SignUpResponse, error)
-	// LogIn opens a session and returns a short-lived access token for it.
+	// LogIn opens a session and returns a short-lived access token for it, and a
+	// refresh token that is good for the next one.
+	//
+	// Wrong passwords are counted for each name, whether an account has it or not,
+	// and for each address. Addresses from which the account was logged in to, and
+	// devices that present the device_token of an earlier log-in, are counted
+	// apart: whoever guesses elsewhere does not keep them out.
 	//
 	// Errors:
 	//   - UNAUTHENTICATED (WRONG_CREDENTIALS): no account has this name, or the
 	//     password is not its password; which of the two is not told.
+	//   - RESOURCE_EXHAUSTED (LOG_IN_THROTTLED): too many wrong passwords; try
+	//     again after the given delay. The password was not looked at.
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
 	//     moment; try again after the given delay.
 	LogIn(context.Context, *LogInRequest) (*LogInResponse, error)
+	// RefreshSession trades a refresh token for a new access token and the next
+	// refresh token: each works once. A repeat with the same request_id within two
+	// minutes returns the first answer, as long as its refresh_token has not been
+	// used. Any other use of a spent token ends the session, since one of two
+	// holders has stolen it; ListSessions and ListAuditEvents show it. A client
+	// with several threads must therefore refresh in one of them.
+	//
+	// Errors:
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_INVALID): not a refresh token of this
+	//     environment, or its session is gone: log in again.
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_EXPIRED): not used for 30 days, or the
+	//     session is 90 days old: log in again.
+	//   - UNAUTHENTICATED (REFRESH_TOKEN_REUSED): it was spent before, and the
+	//     session has ended: log in again, and change the password if nobody but
+	//     you should have had the token.
+	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password.
+	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
+	//     moment; try again after the given delay.
+	RefreshSession(context.Context, *RefreshSessionRequest) (*RefreshSessionResponse, error)
+	// ListSessions returns the caller's sessions, the newest first: those that can
+	// be used, and for 30 days those that ended, with the reason.
+	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
+	// RevokeSession ends one of the caller's sessions, as LogOut ends the current
+	// one. Ending a session that has ended is not an error.
+	//
+	// Errors:
+	//   - NOT_FOUND (SESSION_NOT_FOUND): the caller has no such session.
+	RevokeSession(context.Context, *RevokeSessionRequest) (*RevokeSessionResponse, error)
+	// ChangePassword sets a new password and ends all other sessions of the
+	// account. A repeat finds the new password in place and changes nothing.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (WRONG_PASSWORD): current_password is not the
+	//     account's password.
+	//   - RESOURCE_EXHAUSTED (LOG_IN_THROTTLED): too many wrong passwords from
+	//     this session; try again after the given delay.
+	//   - INVALID_ARGUMENT (PASSWORD_TOO_WEAK, VALIDATION_FAILED): as for SignUp.
+	//   - NOT_FOUND (ACCOUNT_NOT_FOUND): the account is gone.
+	//   - ABORTED (PASSWORD_CHANGED_MEANWHILE): by another request.
+	ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error)
+	// ListAuditEvents returns what happened to the caller's account in the last
+	// year, the newest first.
+	ListAuditEvents(context.Context, *ListAuditEventsRequest) (*ListAuditEventsResponse, error)
 	// LogOut ends the session of the access token it is called with. Every
 	// service refuses the token within ten seconds, or within thirty where it
 	// cannot reach account. Logging out twice is not an error as long as the
@@ -216,15 +409,24 @@ type AccountServiceServer interface {
 	//     still valid.
 	GetAccount(context.Context, *GetAccountRequest) (*GetAccountResponse, error)
 	// GetSigningKeys returns what is needed to verify an access token without
-	// asking again for each: the public keys, and the sessions that ended while
-	// tokens of theirs are still within their lifetime. Services read it every
-	// few seconds; that interval bounds how long a log-out takes to be effective
-	// everywhere.
+	// asking again for each: the public keys, the sessions that ended, and the
+	// accounts whose roles changed, while tokens of theirs are still within their
+	// lifetime. Services read it every few seconds; that interval bounds how long
+	// a log-out, the removal of a member or the revocation of an API key takes to
+	// be effective everywhere.
 	//
 	// Errors:
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
 	//     old to be handed on; ask another one.
 	GetSigningKeys(context.Context, *GetSigningKeysRequest) (*GetSigningKeysResponse, error)
+	// GetJSONWebKeySet returns the keys of GetSigningKeys as a JSON Web Key Set
+	// (RFC 7517), for programs that verify access tokens with a library. What they
+	// verify so may have ended: only GetSigningKeys says that.
+	//
+	// Errors:
+	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
+	//     old to be handed on; ask another one.
+	GetJSONWebKeySet(context.Context, *GetJSONWebKeySetRequest) (*GetJSONWebKeySetResponse, error)
 	mustEmbedUnimplementedAccountServiceServer()
 }
 
@@ -241,6 +443,21 @@ func (UnimplementedAccountServiceServer) SignUp(context.Context, *SignUpRequest)
 func (UnimplementedAccountServiceServer) LogIn(context.Context, *LogInRequest) (*LogInResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LogIn not implemented")
 }
+func (UnimplementedAccountServiceServer) RefreshSession(context.Context, *RefreshSessionRequest) (*RefreshSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RefreshSession not implemented")
+}
+func (UnimplementedAccountServiceServer) ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSessions not implemented")
+}
+func (UnimplementedAccountServiceServer) RevokeSession(context.Context, *RevokeSessionRequest) (*RevokeSessionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeSession not implemented")
+}
+func (UnimplementedAccountServiceServer) ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangePassword not implemented")
+}
+func (UnimplementedAccountServiceServer) ListAuditEvents(context.Context, *ListAuditEventsRequest) (*ListAuditEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAuditEvents not implemented")
+}
 func (UnimplementedAccountServiceServer) LogOut(context.Context, *LogOutRequest) (*LogOutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LogOut not implemented")
 }
@@ -249,6 +466,9 @@ func (UnimplementedAccountServiceServer) GetAccount(context.Context, *GetAccount
 }
 func (UnimplementedAccountServiceServer) GetSigningKeys(context.Context, *GetSigningKeysRequest) (*GetSigningKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSigningKeys not implemented")
+}
+func (UnimplementedAccountServiceServer) GetJSONWebKeySet(context.Context, *GetJSONWebKeySetRequest) (*GetJSONWebKeySetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetJSONWebKeySet not implemented")
 }
 func (UnimplementedAccountServiceServer) mustEmbedUnimplementedAccountServiceServer() {}
 func (UnimplementedAccountServiceServer) testEmbeddedByValue()                        {}
@@ -307,6 +527,96 @@ func _AccountService_LogIn_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccountService_RefreshSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RefreshSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).RefreshSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_RefreshSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).RefreshSession(ctx, req.(*RefreshSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccountService_ListSessions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSessionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).ListSessions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_ListSessions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).ListSessions(ctx, req.(*ListSessionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccountService_RevokeSession_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeSessionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).RevokeSession(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_RevokeSession_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).RevokeSession(ctx, req.(*RevokeSessionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccountService_ChangePassword_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangePasswordRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).ChangePassword(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_ChangePassword_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).ChangePassword(ctx, req.(*ChangePasswordRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccountService_ListAuditEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).ListAuditEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_ListAuditEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).ListAuditEvents(ctx, req.(*ListAuditEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccountService_LogOut_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LogOutRequest)
 	if err := dec(in); err != nil {
@@ -361,6 +671,24 @@ func _AccountService_GetSigningKeys_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccountService_GetJSONWebKeySet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetJSONWebKeySetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountServiceServer).GetJSONWebKeySet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccountService_GetJSONWebKeySet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountServiceServer).GetJSONWebKeySet(ctx, req.(*GetJSONWebKeySetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AccountService_ServiceDesc is the grpc.ServiceDesc for AccountService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -377,6 +705,26 @@ var AccountService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AccountService_LogIn_Handler,
 		},
 		{
+			MethodName: "RefreshSession",
+			Handler:    _AccountService_RefreshSession_Handler,
+		},
+		{
+			MethodName: "ListSessions",
+			Handler:    _AccountService_ListSessions_Handler,
+		},
+		{
+			MethodName: "RevokeSession",
+			Handler:    _AccountService_RevokeSession_Handler,
+		},
+		{
+			MethodName: "ChangePassword",
+			Handler:    _AccountService_ChangePassword_Handler,
+		},
+		{
+			MethodName: "ListAuditEvents",
+			Handler:    _AccountService_ListAuditEvents_Handler,
+		},
+		{
 			MethodName: "LogOut",
 			Handler:    _AccountService_LogOut_Handler,
 		},
@@ -387,6 +735,10 @@ var AccountService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetSigningKeys",
 			Handler:    _AccountService_GetSigningKeys_Handler,
+		},
+		{
+			MethodName: "GetJSONWebKeySet",
+			Handler:    _AccountService_GetJSONWebKeySet_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

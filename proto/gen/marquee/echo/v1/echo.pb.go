@@ -12,7 +12,7 @@ package echov1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
-	_ "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
+	v1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -232,6 +232,191 @@ func (x *WhoamiResponse) GetCallingService() string {
 	return ""
 }
 
+type VisitRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *VisitRequest) Reset() {
+	*x = VisitRequest{}
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VisitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VisitRequest) ProtoMessage() {}
+
+func (x *VisitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VisitRequest.ProtoReflect.Descriptor instead.
+func (*VisitRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *VisitRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+type VisitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account or API key that calls.
+	CallerId      string  `protobuf:"bytes,1,opt,name=caller_id,json=callerId,proto3" json:"caller_id,omitempty"`
+	Role          v1.Role `protobuf:"varint,2,opt,name=role,proto3,enum=marquee.access.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VisitResponse) Reset() {
+	*x = VisitResponse{}
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VisitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VisitResponse) ProtoMessage() {}
+
+func (x *VisitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VisitResponse.ProtoReflect.Descriptor instead.
+func (*VisitResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *VisitResponse) GetCallerId() string {
+	if x != nil {
+		return x.CallerId
+	}
+	return ""
+}
+
+func (x *VisitResponse) GetRole() v1.Role {
+	if x != nil {
+		return x.Role
+	}
+	return v1.Role(0)
+}
+
+type TourRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Place         *TourRequest_Place     `protobuf:"bytes,1,opt,name=place,proto3" json:"place,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TourRequest) Reset() {
+	*x = TourRequest{}
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TourRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TourRequest) ProtoMessage() {}
+
+func (x *TourRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TourRequest.ProtoReflect.Descriptor instead.
+func (*TourRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TourRequest) GetPlace() *TourRequest_Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+type TourResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Role          v1.Role                `protobuf:"varint,1,opt,name=role,proto3,enum=marquee.access.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TourResponse) Reset() {
+	*x = TourResponse{}
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TourResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TourResponse) ProtoMessage() {}
+
+func (x *TourResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TourResponse.ProtoReflect.Descriptor instead.
+func (*TourResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TourResponse) GetRole() v1.Role {
+	if x != nil {
+		return x.Role
+	}
+	return v1.Role(0)
+}
+
 type RepeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
@@ -243,7 +428,7 @@ type RepeatRequest struct {
 
 func (x *RepeatRequest) Reset() {
 	*x = RepeatRequest{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[4]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -255,7 +440,7 @@ func (x *RepeatRequest) String() string {
 func (*RepeatRequest) ProtoMessage() {}
 
 func (x *RepeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[4]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -268,7 +453,7 @@ func (x *RepeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepeatRequest.ProtoReflect.Descriptor instead.
 func (*RepeatRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{4}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RepeatRequest) GetText() string {
@@ -301,7 +486,7 @@ type RepeatResponse struct {
 
 func (x *RepeatResponse) Reset() {
 	*x = RepeatResponse{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[5]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +498,7 @@ func (x *RepeatResponse) String() string {
 func (*RepeatResponse) ProtoMessage() {}
 
 func (x *RepeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[5]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +511,7 @@ func (x *RepeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepeatResponse.ProtoReflect.Descriptor instead.
 func (*RepeatResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{5}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RepeatResponse) GetText() string {
@@ -345,7 +530,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[6]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +542,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[6]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +555,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{6}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinRequest) GetText() string {
@@ -389,7 +574,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[7]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +586,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[7]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +599,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{7}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinResponse) GetText() string {
@@ -433,7 +618,7 @@ type ChatRequest struct {
 
 func (x *ChatRequest) Reset() {
 	*x = ChatRequest{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[8]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +630,7 @@ func (x *ChatRequest) String() string {
 func (*ChatRequest) ProtoMessage() {}
 
 func (x *ChatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[8]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +643,7 @@ func (x *ChatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChatRequest.ProtoReflect.Descriptor instead.
 func (*ChatRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{8}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChatRequest) GetText() string {
@@ -477,7 +662,7 @@ type ChatResponse struct {
 
 func (x *ChatResponse) Reset() {
 	*x = ChatResponse{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[9]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +674,7 @@ func (x *ChatResponse) String() string {
 func (*ChatResponse) ProtoMessage() {}
 
 func (x *ChatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[9]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +687,7 @@ func (x *ChatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChatResponse.ProtoReflect.Descriptor instead.
 func (*ChatResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{9}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ChatResponse) GetText() string {
@@ -520,7 +705,7 @@ type InternalRequest struct {
 
 func (x *InternalRequest) Reset() {
 	*x = InternalRequest{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[10]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +717,7 @@ func (x *InternalRequest) String() string {
 func (*InternalRequest) ProtoMessage() {}
 
 func (x *InternalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[10]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +730,7 @@ func (x *InternalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InternalRequest.ProtoReflect.Descriptor instead.
 func (*InternalRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{10}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{14}
 }
 
 type InternalResponse struct {
@@ -556,7 +741,7 @@ type InternalResponse struct {
 
 func (x *InternalResponse) Reset() {
 	*x = InternalResponse{}
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[11]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +753,7 @@ func (x *InternalResponse) String() string {
 func (*InternalResponse) ProtoMessage() {}
 
 func (x *InternalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_echo_v1_echo_proto_msgTypes[11]
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +766,52 @@ func (x *InternalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InternalResponse.ProtoReflect.Descriptor instead.
 func (*InternalResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{11}
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{15}
+}
+
+// Place is where to go.
+type TourRequest_Place struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TourRequest_Place) Reset() {
+	*x = TourRequest_Place{}
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TourRequest_Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TourRequest_Place) ProtoMessage() {}
+
+func (x *TourRequest_Place) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_echo_v1_echo_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TourRequest_Place.ProtoReflect.Descriptor instead.
+func (*TourRequest_Place) Descriptor() ([]byte, []int) {
+	return file_marquee_echo_v1_echo_proto_rawDescGZIP(), []int{6, 0}
+}
+
+func (x *TourRequest_Place) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
 }
 
 var File_marquee_echo_v1_echo_proto protoreflect.FileDescriptor
@@ -601,7 +831,18 @@ const file_marquee_echo_v1_echo_proto_rawDesc = "" +
 	"\x0eWhoamiResponse\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tR\taccountId\x12'\n" +
-	"\x0fcalling_service\x18\x02 \x01(\tR\x0ecallingService\"~\n" +
+	"\x0fcalling_service\x18\x02 \x01(\tR\x0ecallingService\"@\n" +
+	"\fVisitRequest\x120\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x0eorganisationId\"Y\n" +
+	"\rVisitResponse\x12\x1b\n" +
+	"\tcaller_id\x18\x01 \x01(\tR\bcallerId\x12+\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x17.marquee.access.v1.RoleR\x04role\"\x8a\x01\n" +
+	"\vTourRequest\x12@\n" +
+	"\x05place\x18\x01 \x01(\v2\".marquee.echo.v1.TourRequest.PlaceB\x06\xbaH\x03\xc8\x01\x01R\x05place\x1a9\n" +
+	"\x05Place\x120\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x0eorganisationId\";\n" +
+	"\fTourResponse\x12+\n" +
+	"\x04role\x18\x01 \x01(\x0e2\x17.marquee.access.v1.RoleR\x04role\"~\n" +
 	"\rRepeatRequest\x12\x1c\n" +
 	"\x04text\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04text\x12!\n" +
 	"\x05count\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x05count\x12,\n" +
@@ -618,11 +859,13 @@ const file_marquee_echo_v1_echo_proto_rawDesc = "" +
 	"\fChatResponse\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\x11\n" +
 	"\x0fInternalRequest\"\x12\n" +
-	"\x10InternalResponse2\xdf\x04\n" +
+	"\x10InternalResponse2\xd8\x06\n" +
 	"\vEchoService\x12t\n" +
 	"\x04Echo\x12\x1c.marquee.echo.v1.EchoRequest\x1a\x1d.marquee.echo.v1.EchoResponse\"/\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02 :\x01*Z\x11\x12\x0f/v1/echo/{text}\"\b/v1/echo\x90\x02\x01\x12f\n" +
 	"\x06Whoami\x12\x1e.marquee.echo.v1.WhoamiRequest\x1a\x1f.marquee.echo.v1.WhoamiResponse\"\x1b\xc2\xda\x18\x02\b\x02\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/whoami\x90\x02\x01\x12l\n" +
+	"/v1/whoami\x90\x02\x01\x12\x8a\x01\n" +
+	"\x05Visit\x12\x1d.marquee.echo.v1.VisitRequest\x1a\x1e.marquee.echo.v1.VisitResponse\"B\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/visits/{organisation_id}\x90\x02\x01\x12j\n" +
+	"\x04Tour\x12\x1c.marquee.echo.v1.TourRequest\x1a\x1d.marquee.echo.v1.TourResponse\"!\xc2\xda\x18\x1d\b\x02\x1a\x02\x01\x03\"\x15place.organisation_id(\x010\x01\x12l\n" +
 	"\x06Repeat\x12\x1e.marquee.echo.v1.RepeatRequest\x1a\x1f.marquee.echo.v1.RepeatResponse\"\x1f\xc2\xda\x18\x02\b\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/repeat/{text}0\x01\x12M\n" +
 	"\x04Join\x12\x1c.marquee.echo.v1.JoinRequest\x1a\x1d.marquee.echo.v1.JoinResponse\"\x06\xc2\xda\x18\x02\b\x01(\x01\x12O\n" +
 	"\x04Chat\x12\x1c.marquee.echo.v1.ChatRequest\x1a\x1d.marquee.echo.v1.ChatResponse\"\x06\xc2\xda\x18\x02\b\x01(\x010\x01\x12d\n" +
@@ -640,39 +883,52 @@ func file_marquee_echo_v1_echo_proto_rawDescGZIP() []byte {
 	return file_marquee_echo_v1_echo_proto_rawDescData
 }
 
-var file_marquee_echo_v1_echo_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_marquee_echo_v1_echo_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_marquee_echo_v1_echo_proto_goTypes = []any{
-	(*EchoRequest)(nil),      // 0: marquee.echo.v1.EchoRequest
-	(*EchoResponse)(nil),     // 1: marquee.echo.v1.EchoResponse
-	(*WhoamiRequest)(nil),    // 2: marquee.echo.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),   // 3: marquee.echo.v1.WhoamiResponse
-	(*RepeatRequest)(nil),    // 4: marquee.echo.v1.RepeatRequest
-	(*RepeatResponse)(nil),   // 5: marquee.echo.v1.RepeatResponse
-	(*JoinRequest)(nil),      // 6: marquee.echo.v1.JoinRequest
-	(*JoinResponse)(nil),     // 7: marquee.echo.v1.JoinResponse
-	(*ChatRequest)(nil),      // 8: marquee.echo.v1.ChatRequest
-	(*ChatResponse)(nil),     // 9: marquee.echo.v1.ChatResponse
-	(*InternalRequest)(nil),  // 10: marquee.echo.v1.InternalRequest
-	(*InternalResponse)(nil), // 11: marquee.echo.v1.InternalResponse
+	(*EchoRequest)(nil),       // 0: marquee.echo.v1.EchoRequest
+	(*EchoResponse)(nil),      // 1: marquee.echo.v1.EchoResponse
+	(*WhoamiRequest)(nil),     // 2: marquee.echo.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),    // 3: marquee.echo.v1.WhoamiResponse
+	(*VisitRequest)(nil),      // 4: marquee.echo.v1.VisitRequest
+	(*VisitResponse)(nil),     // 5: marquee.echo.v1.VisitResponse
+	(*TourRequest)(nil),       // 6: marquee.echo.v1.TourRequest
+	(*TourResponse)(nil),      // 7: marquee.echo.v1.TourResponse
+	(*RepeatRequest)(nil),     // 8: marquee.echo.v1.RepeatRequest
+	(*RepeatResponse)(nil),    // 9: marquee.echo.v1.RepeatResponse
+	(*JoinRequest)(nil),       // 10: marquee.echo.v1.JoinRequest
+	(*JoinResponse)(nil),      // 11: marquee.echo.v1.JoinResponse
+	(*ChatRequest)(nil),       // 12: marquee.echo.v1.ChatRequest
+	(*ChatResponse)(nil),      // 13: marquee.echo.v1.ChatResponse
+	(*InternalRequest)(nil),   // 14: marquee.echo.v1.InternalRequest
+	(*InternalResponse)(nil),  // 15: marquee.echo.v1.InternalResponse
+	(*TourRequest_Place)(nil), // 16: marquee.echo.v1.TourRequest.Place
+	(v1.Role)(0),              // 17: marquee.access.v1.Role
 }
 var file_marquee_echo_v1_echo_proto_depIdxs = []int32{
-	0,  // 0: marquee.echo.v1.EchoService.Echo:input_type -> marquee.echo.v1.EchoRequest
-	2,  // 1: marquee.echo.v1.EchoService.Whoami:input_type -> marquee.echo.v1.WhoamiRequest
-	4,  // 2: marquee.echo.v1.EchoService.Repeat:input_type -> marquee.echo.v1.RepeatRequest
-	6,  // 3: marquee.echo.v1.EchoService.Join:input_type -> marquee.echo.v1.JoinRequest
-	8,  // 4: marquee.echo.v1.EchoService.Chat:input_type -> marquee.echo.v1.ChatRequest
-	10, // 5: marquee.echo.v1.EchoService.Internal:input_type -> marquee.echo.v1.InternalRequest
-	1,  // 6: marquee.echo.v1.EchoService.Echo:output_type -> marquee.echo.v1.EchoResponse
-	3,  // 7: marquee.echo.v1.EchoService.Whoami:output_type -> marquee.echo.v1.WhoamiResponse
-	5,  // 8: marquee.echo.v1.EchoService.Repeat:output_type -> marquee.echo.v1.RepeatResponse
-	7,  // 9: marquee.echo.v1.EchoService.Join:output_type -> marquee.echo.v1.JoinResponse
-	9,  // 10: marquee.echo.v1.EchoService.Chat:output_type -> marquee.echo.v1.ChatResponse
-	11, // 11: marquee.echo.v1.EchoService.Internal:output_type -> marquee.echo.v1.InternalResponse
-	6,  // [6:12] is the sub-list for method output_type
-	0,  // [0:6] is the sub-list for method input_type
-	0,  // [0:0] is the sub-list for extension type_name
-	0,  // [0:0] is the sub-list for extension extendee
-	0,  // [0:0] is the sub-list for field type_name
+	17, // 0: marquee.echo.v1.VisitResponse.role:type_name -> marquee.access.v1.Role
+	16, // 1: marquee.echo.v1.TourRequest.place:type_name -> marquee.echo.v1.TourRequest.Place
+	17, // 2: marquee.echo.v1.TourResponse.role:type_name -> marquee.access.v1.Role
+	0,  // 3: marquee.echo.v1.EchoService.Echo:input_type -> marquee.echo.v1.EchoRequest
+	2,  // 4: marquee.echo.v1.EchoService.Whoami:input_type -> marquee.echo.v1.WhoamiRequest
+	4,  // 5: marquee.echo.v1.EchoService.Visit:input_type -> marquee.echo.v1.VisitRequest
+	6,  // 6: marquee.echo.v1.EchoService.Tour:input_type -> marquee.echo.v1.TourRequest
+	8,  // 7: marquee.echo.v1.EchoService.Repeat:input_type -> marquee.echo.v1.RepeatRequest
+	10, // 8: marquee.echo.v1.EchoService.Join:input_type -> marquee.echo.v1.JoinRequest
+	12, // 9: marquee.echo.v1.EchoService.Chat:input_type -> marquee.echo.v1.ChatRequest
+	14, // 10: marquee.echo.v1.EchoService.Internal:input_type -> marquee.echo.v1.InternalRequest
+	1,  // 11: marquee.echo.v1.EchoService.Echo:output_type -> marquee.echo.v1.EchoResponse
+	3,  // 12: marquee.echo.v1.EchoService.Whoami:output_type -> marquee.echo.v1.WhoamiResponse
+	5,  // 13: marquee.echo.v1.EchoService.Visit:output_type -> marquee.echo.v1.VisitResponse
+	7,  // 14: marquee.echo.v1.EchoService.Tour:output_type -> marquee.echo.v1.TourResponse
+	9,  // 15: marquee.echo.v1.EchoService.Repeat:output_type -> marquee.echo.v1.RepeatResponse
+	11, // 16: marquee.echo.v1.EchoService.Join:output_type -> marquee.echo.v1.JoinResponse
+	13, // 17: marquee.echo.v1.EchoService.Chat:output_type -> marquee.echo.v1.ChatResponse
+	15, // 18: marquee.echo.v1.EchoService.Internal:output_type -> marquee.echo.v1.InternalResponse
+	11, // [11:19] is the sub-list for method output_type
+	3,  // [3:11] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_marquee_echo_v1_echo_proto_init() }
@@ -686,7 +942,7 @@ func file_marquee_echo_v1_echo_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_echo_v1_echo_proto_rawDesc), len(file_marquee_echo_v1_echo_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

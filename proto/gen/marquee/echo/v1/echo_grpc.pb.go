@@ -25,6 +25,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	EchoService_Echo_FullMethodName     = "/marquee.echo.v1.EchoService/Echo"
 	EchoService_Whoami_FullMethodName   = "/marquee.echo.v1.EchoService/Whoami"
+	EchoService_Visit_FullMethodName    = "/marquee.echo.v1.EchoService/Visit"
+	EchoService_Tour_FullMethodName     = "/marquee.echo.v1.EchoService/Tour"
 	EchoService_Repeat_FullMethodName   = "/marquee.echo.v1.EchoService/Repeat"
 	EchoService_Join_FullMethodName     = "/marquee.echo.v1.EchoService/Join"
 	EchoService_Chat_FullMethodName     = "/marquee.echo.v1.EchoService/Chat"
@@ -42,6 +44,14 @@ type EchoServiceClient interface {
 	// Whoami returns the account of the caller's access token.
 	// Errors: UNAUTHENTICATED.
 	Whoami(ctx context.Context, in *WhoamiRequest, opts ...grpc.CallOption) (*WhoamiResponse, error)
+	// Visit says with which role the caller is in an organisation: what needs a
+	// role is decided by every service alike.
+	// Errors: UNAUTHENTICATED; PERMISSION_DENIED (NOT_A_MEMBER, ROLE_NOT_ALLOWED).
+	Visit(ctx context.Context, in *VisitRequest, opts ...grpc.CallOption) (*VisitResponse, error)
+	// Tour is Visit for organisation after organisation: each message is decided
+	// about.
+	// Errors: as Visit.
+	Tour(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[TourRequest, TourResponse], error)
 	// Repeat sends the text again and again, count times or until the caller
 	// leaves when count is 0.
 	Repeat(ctx context.Context, in *RepeatRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepeatResponse], error)
@@ -83,9 +93,32 @@ func (c *echoServiceClient) Whoami(ctx context.Context, in *WhoamiRequest, opts 
 	return out, nil
 }
 
+func (c *echoServiceClient) Visit(ctx context.Context, in *VisitRequest, opts ...grpc.CallOption) (*VisitResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VisitResponse)
+	err := c.cc.Invoke(ctx, EchoService_Visit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *echoServiceClient) Tour(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[TourRequest, TourResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[0], EchoService_Tour_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TourRequest, TourResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EchoService_TourClient = grpc.BidiStreamingClient[TourRequest, TourResponse]
+
 func (c *echoServiceClient) Repeat(ctx context.Context, in *RepeatRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepeatResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[0], EchoService_Repeat_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[1], EchoService_Repeat_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +137,7 @@ type EchoService_RepeatClient = grpc.ServerStreamingClient[RepeatResponse]
 
 func (c *echoServiceClient) Join(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[JoinRequest, JoinResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[1], EchoService_Join_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[2], EchoService_Join_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +150,7 @@ type EchoService_JoinClient = grpc.ClientStreamingClient[JoinRequest, JoinRespon
 
 func (c *echoServiceClient) Chat(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ChatRequest, ChatResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[2], EchoService_Chat_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &EchoService_ServiceDesc.Streams[3], EchoService_Chat_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +182,14 @@ type EchoServiceServer interface {
 	// Whoami returns the account of the caller's access token.
 	// Errors: UNAUTHENTICATED.
 	Whoami(context.Context, *WhoamiRequest) (*WhoamiResponse, error)
+	// Visit says with which role the caller is in an organisation: what needs a
+	// role is decided by every service alike.
+	// Errors: UNAUTHENTICATED; PERMISSION_DENIED (NOT_A_MEMBER, ROLE_NOT_ALLOWED).
+	Visit(context.Context, *VisitRequest) (*VisitResponse, error)
+	// Tour is Visit for organisation after organisation: each message is decided
+	// about.
+	// Errors: as Visit.
+	Tour(grpc.BidiStreamingServer[TourRequest, TourResponse]) error
 	// Repeat sends the text again and again, count times or until the caller
 	// leaves when count is 0.
 	Repeat(*RepeatRequest, grpc.ServerStreamingServer[RepeatResponse]) error
@@ -175,6 +216,12 @@ func (UnimplementedEchoServiceServer) Echo(context.Context, *EchoRequest) (*Echo
 }
 func (UnimplementedEchoServiceServer) Whoami(context.Context, *WhoamiRequest) (*WhoamiResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Whoami not implemented")
+}
+func (UnimplementedEchoServiceServer) Visit(context.Context, *VisitRequest) (*VisitResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Visit not implemented")
+}
+func (UnimplementedEchoServiceServer) Tour(grpc.BidiStreamingServer[TourRequest, TourResponse]) error {
+	return status.Error(codes.Unimplemented, "method Tour not implemented")
 }
 func (UnimplementedEchoServiceServer) Repeat(*RepeatRequest, grpc.ServerStreamingServer[RepeatResponse]) error {
 	return status.Error(codes.Unimplemented, "method Repeat not implemented")
@@ -245,6 +292,31 @@ func _EchoService_Whoami_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EchoService_Visit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VisitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EchoServiceServer).Visit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EchoService_Visit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EchoServiceServer).Visit(ctx, req.(*VisitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EchoService_Tour_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EchoServiceServer).Tour(&grpc.GenericServerStream[TourRequest, TourResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EchoService_TourServer = grpc.BidiStreamingServer[TourRequest, TourResponse]
+
 func _EchoService_Repeat_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RepeatRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -304,11 +376,21 @@ var EchoService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _EchoService_Whoami_Handler,
 		},
 		{
+			MethodName: "Visit",
+			Handler:    _EchoService_Visit_Handler,
+		},
+		{
 			MethodName: "Internal",
 			Handler:    _EchoService_Internal_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Tour",
+			Handler:       _EchoService_Tour_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "Repeat",
 			Handler:       _EchoService_Repeat_Handler,

@@ -1,0 +1,88 @@
+// Package authtest stands in for the account service in the tests of other
+// services: it publishes a signing key, and signs access tokens with it.
+package authtest
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/marquee-ads/marquee/platform/auth"
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+)
+
+const keyID = "authtest"
+
+// Account answers GetSigningKeys in plaintext on loopback, until the test ends.
+type Account struct {
+	accountv1.UnimplementedAccountServiceServer
+	key     ed25519.PrivateKey
+	address string
+}
+
+// Start starts one. A service under test reaches it by
+// service.Config.Upstreams{"account": {a.Address()}}.
+func Start(tb testing.TB) *Account {
+	tb.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		tb.Fatalf("authtest: making a key: %v", err)
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatalf("authtest: %v", err)
+	}
+	a := &Account{key: key, address: listener.Addr().String()}
+	server := grpc.NewServer()
+	accountv1.RegisterAccountServiceServer(server, a)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	tb.Cleanup(func() {
+		server.Stop()
+		if err := <-ended; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			tb.Errorf("authtest: %v", err)
+		}
+	})
+	return a
+}
+
+// Address is where it listens.
+func (a *Account) Address() string { return a.address }
+
+// GetSigningKeys publishes the key.
+func (a *Account) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
+	public, ok := a.key.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("the key has no public key of its kind")
+	}
+	return &accountv1.GetSigningKeysResponse{Keys: []*accountv1.SigningKey{{
+		KeyId: keyID, PublicKey: public, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
+	}}}, nil
+}
+
+// Context is ctx with an access token of an account, good for five minutes in
+// one environment, as a gRPC client sends it.
+func (a *Account) Context(ctx context.Context, tb testing.TB, environment, accountID string) context.Context {
+	tb.Helper()
+	now := time.Now()
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
+		"iss": auth.Issuer, "aud": environment, "sub": accountID, "sid": "ses_" + accountID,
+		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
+	})
+	token.Header["kid"] = keyID
+	signed, err := token.SignedString(a.key)
+	if err != nil {
+		tb.Fatalf("authtest: signing a token: %v", err)
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+signed)
+}
