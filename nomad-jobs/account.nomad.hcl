@@ -39,14 +39,31 @@ variable "mode" {
 }
 
 variable "driver" {
-  description = "The task driver. raw_exec needs no root; exec isolates, and needs the binary's folder in the client's chroot_env."
+  description = "The task driver. raw_exec needs no root; exec and docker isolate."
   type        = string
   default     = "raw_exec"
 
   validation {
-    condition     = contains(["raw_exec", "exec"], var.driver)
-    error_message = "The variable driver must be raw_exec or exec."
+    condition     = contains(["raw_exec", "exec", "docker"], var.driver)
+    error_message = "The variable driver must be raw_exec, exec or docker."
   }
+}
+
+variable "node_pool" {
+  description = "The pool of machines in which instances may be placed; all is every pool."
+  type        = string
+  default     = "default"
+
+  validation {
+    condition     = var.node_pool != ""
+    error_message = "The variable node_pool must name a node pool; default is Nomad's own, all is every pool."
+  }
+}
+
+variable "placement" {
+  description = "Only machines whose metadata has marquee_services = true take instances (marquee nodes meta changes it)."
+  type        = bool
+  default     = false
 }
 
 variable "consul_address" {
@@ -60,6 +77,17 @@ variable "consul_address" {
   }
 }
 
+variable "consul_ca_file" {
+  description = "The certificate authority of the Consul agent's HTTPS, a file that the task can read; empty for an agent on http://."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.consul_ca_file == "" || substr(var.consul_ca_file, 0, 1) == "/"
+    error_message = "The variable consul_ca_file must be an absolute path, or empty."
+  }
+}
+
 variable "host_network" {
   description = "The client's host network on which instances listen for the mesh."
   type        = string
@@ -67,12 +95,35 @@ variable "host_network" {
 }
 
 variable "account_binary" {
-  description = "Absolute path of accountd on the client, .../<release>/accountd: the folder's name is the version shown in Consul."
+  description = "Absolute path of accountd on the client, .../<release>/accountd: the folder's name is the version shown in Consul. Or account_artifact or account_image is given."
   type        = string
+  default     = ""
 
   validation {
-    condition     = substr(var.account_binary, 0, 1) == "/"
-    error_message = "The variable account_binary must be an absolute path; eval \"$(marquee env)\" sets it to the newest release."
+    condition     = var.account_binary == "" || substr(var.account_binary, 0, 1) == "/"
+    error_message = "The variable account_binary must be an absolute path, or empty; eval \"$(marquee env)\" sets it to the newest release."
+  }
+}
+
+variable "account_artifact" {
+  description = "On machines: the URL from which accountd is fetched, .../<SHA-256 of it>/accountd. It is checked against that, and its first 12 digits are the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.account_artifact == "" || regex_replace(var.account_artifact, "^https?://[^ ]+/[0-9a-f]{64}/accountd$", "") == ""
+    error_message = "The variable account_artifact must be a URL that ends in /<64 hex digits>/accountd, or empty."
+  }
+}
+
+variable "account_image" {
+  description = "With driver docker: the image that make images made, REPOSITORY/accountd:TAG. The tag is the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.account_image == "" || regex_replace(var.account_image, "^.+:[A-Za-z0-9_.-]+$", "") == ""
+    error_message = "The variable account_image must end in a tag, such as registry.example.com/accountd:0123456789ab."
   }
 }
 
@@ -84,6 +135,17 @@ variable "account_count" {
   validation {
     condition     = var.account_count >= 1 && var.account_count <= 100 && floor(var.account_count) == var.account_count
     error_message = "The variable account_count must be a whole number from 1 to 100."
+  }
+}
+
+variable "account_min" {
+  description = "The fewest instances that marquee jobs scale allows, and a deployment."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.account_min >= 1 && floor(var.account_min) == var.account_min
+    error_message = "The variable account_min must be a whole number of 1 or more."
   }
 }
 
@@ -109,6 +171,24 @@ variable "account_memory" {
   }
 }
 
+variable "lost_after" {
+  description = "How long an instance on a machine that is cut off may still come back; its replacement starts at once."
+  type        = string
+  default     = "5m"
+}
+
+variable "reschedule_delay" {
+  description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
+  type        = string
+  default     = "5s"
+}
+
+variable "distinct_hosts" {
+  description = "Never two instances on one machine. A deployment then needs one machine more than instances, for its canary; without it instances are spread, and share a machine only when they must."
+  type        = bool
+  default     = false
+}
+
 variable "log_level" {
   description = "trace, debug, info, warn or error; empty is info."
   type        = string
@@ -121,13 +201,30 @@ variable "log_level" {
 }
 
 locals {
-  # .../releases/<release>/accountd -> <release>
-  release = regex_replace(var.account_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  docker = var.driver == "docker"
+  # The version: registry/image:tag -> tag; .../<64 hex digits>/accountd -> the first 12 of them;
+  # .../releases/<release>/accountd -> <release>.
+  release = (
+    local.docker ? regex_replace(var.account_image, "^.*:", "") :
+    var.account_artifact != "" ? regex_replace(var.account_artifact, "^.*/([0-9a-f]{12})[0-9a-f]{52}/[^/]+$", "$1") :
+    regex_replace(var.account_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  )
+  # Whom secrets belong to: nobody where the task runs as that, else the agent.
+  owner_id = var.driver == "raw_exec" ? -1 : 65534
 }
 
 job "account" {
   datacenters = var.datacenters
+  node_pool   = var.node_pool
   type        = "service"
+  # When there is not room for all: the database before what others need, that
+  # before the rest.
+  priority = 70
+
+  # What marquee may stop when no file here has it any more.
+  meta {
+    marquee_managed = "true"
+  }
 
   update {
     # One canary first; when it is healthy the rest follows by itself, and when
@@ -146,6 +243,25 @@ job "account" {
     progress_deadline = "3m"
   }
 
+  # What a machine is for is its metadata, which can be changed while it runs.
+  dynamic "constraint" {
+    for_each = var.placement ? ["true"] : []
+
+    content {
+      attribute = "${meta.marquee_services}"
+      value     = constraint.value
+    }
+  }
+
+  dynamic "constraint" {
+    for_each = var.distinct_hosts ? ["true"] : []
+
+    content {
+      operator = "distinct_hosts"
+      value    = constraint.value
+    }
+  }
+
   # Prefer different machines; on one machine all instances share it.
   spread {
     attribute = "${node.unique.id}"
@@ -154,6 +270,12 @@ job "account" {
 
   group "account" {
     count = var.account_count
+
+    # The bounds of marquee jobs scale.
+    scaling {
+      min = var.account_min
+      max = 100
+    }
 
     # Stopping: the instance leaves Consul, callers notice within shutdown_delay,
     # then SIGTERM lets calls in flight finish within drain_timeout (10 s), and
@@ -168,7 +290,7 @@ job "account" {
     }
 
     reschedule {
-      delay          = "5s"
+      delay          = var.reschedule_delay
       delay_function = "exponential"
       max_delay      = "1m"
       unlimited      = true
@@ -177,9 +299,18 @@ job "account" {
     # A machine that is cut off keeps its instance while a replacement starts
     # elsewhere; when it comes back within the time the better one stays.
     disconnect {
-      lost_after = "5m"
+      lost_after = var.lost_after
       replace    = true
       reconcile  = "best_score"
+    }
+
+    # A machine is drained: one instance at a time leaves it, each when its
+    # replacement is healthy elsewhere.
+    migrate {
+      max_parallel     = 1
+      health_check     = "checks"
+      min_healthy_time = "2s"
+      healthy_deadline = "90s"
     }
 
     network {
@@ -236,20 +367,60 @@ job "account" {
     }
 
     task "accountd" {
-      driver       = var.driver
+      driver = var.driver
+      # Where the driver isolates, as nobody; raw_exec runs it as the agent's user,
+      # and an image says by itself who runs it.
+      user         = var.driver == "exec" ? "nobody" : ""
       kill_signal  = "SIGTERM"
       kill_timeout = "15s"
 
-      config {
-        command = var.account_binary
-        args    = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+      # Where nothing to run is given this is an artifact without a source, which
+      # Nomad refuses.
+      dynamic "artifact" {
+        for_each = local.docker ? [for i in [var.account_image] : i if i == ""] : var.account_artifact != "" || var.account_binary == "" ? [var.account_artifact] : []
+
+        content {
+          source      = artifact.value
+          destination = "local/accountd"
+          mode        = "file"
+
+          options {
+            checksum = "sha256:${regex_replace(artifact.value, "^.*/([0-9a-f]+)/[^/]+$", "$1")}"
+          }
+        }
       }
 
-      # Addresses are known when the instance is placed.
-      env {
-        MARQUEE_LISTEN       = "${NOMAD_ADDR_grpc}"
-        MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
+      dynamic "config" {
+        for_each = local.docker ? [] : ["command"]
+
+        content {
+          command = var.account_artifact != "" ? "local/accountd" : var.account_binary
+          args    = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+        }
       }
+
+      dynamic "config" {
+        for_each = local.docker ? ["image"] : []
+
+        content {
+          image           = var.account_image
+          args            = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+          network_mode    = "host"
+          readonly_rootfs = true
+          cap_drop        = ["all"]
+          security_opt    = ["no-new-privileges"]
+        }
+      }
+
+      # Addresses are known when the instance is placed. In an image Nomad itself
+      # supplies the agent's certificate authority.
+      env = merge(
+        {
+          MARQUEE_LISTEN       = "${NOMAD_ADDR_grpc}"
+          MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
+        },
+        var.consul_ca_file == "" || local.docker ? {} : { CONSUL_CACERT = var.consul_ca_file },
+      )
 
       template {
         destination = "local/config.json"
@@ -274,12 +445,16 @@ job "account" {
       template {
         destination = "secrets/database_password"
         perms       = "0400"
+        uid         = local.owner_id
+        gid         = local.owner_id
         data        = "{{ with nomadVar \"nomad/jobs/account\" }}{{ .database_password }}{{ end }}"
       }
 
       template {
         destination = "secrets/key_encryption_key"
         perms       = "0400"
+        uid         = local.owner_id
+        gid         = local.owner_id
         data        = "{{ with nomadVar \"nomad/jobs/account\" }}{{ .key_encryption_key }}{{ end }}"
       }
 

@@ -39,14 +39,31 @@ variable "mode" {
 }
 
 variable "driver" {
-  description = "The task driver. raw_exec needs no root; exec isolates, and needs the binary's folder in the client's chroot_env."
+  description = "The task driver. raw_exec needs no root; exec and docker isolate."
   type        = string
   default     = "raw_exec"
 
   validation {
-    condition     = contains(["raw_exec", "exec"], var.driver)
-    error_message = "The variable driver must be raw_exec or exec."
+    condition     = contains(["raw_exec", "exec", "docker"], var.driver)
+    error_message = "The variable driver must be raw_exec, exec or docker."
   }
+}
+
+variable "node_pool" {
+  description = "The pool of machines in which instances may be placed; all is every pool."
+  type        = string
+  default     = "default"
+
+  validation {
+    condition     = var.node_pool != ""
+    error_message = "The variable node_pool must name a node pool; default is Nomad's own, all is every pool."
+  }
+}
+
+variable "placement" {
+  description = "Only machines whose metadata has marquee_edge = true take instances (marquee nodes meta changes it)."
+  type        = bool
+  default     = false
 }
 
 variable "consul_address" {
@@ -57,6 +74,17 @@ variable "consul_address" {
   validation {
     condition     = regex_replace(var.consul_address, "^(http|https|unix)://.+$", "") == "" && var.consul_address != ""
     error_message = "The variable consul_address must start with http://, https:// or unix://."
+  }
+}
+
+variable "consul_ca_file" {
+  description = "The certificate authority of the Consul agent's HTTPS, a file that the task can read; empty for an agent on http://."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.consul_ca_file == "" || substr(var.consul_ca_file, 0, 1) == "/"
+    error_message = "The variable consul_ca_file must be an absolute path, or empty."
   }
 }
 
@@ -73,12 +101,57 @@ variable "public_host_network" {
 }
 
 variable "gateway_binary" {
-  description = "Absolute path of gatewayd on the client, .../<release>/gatewayd: the folder's name is the version shown in Consul."
+  description = "Absolute path of gatewayd on the client, .../<release>/gatewayd: the folder's name is the version shown in Consul. Or gateway_artifact or gateway_image is given."
   type        = string
+  default     = ""
 
   validation {
-    condition     = substr(var.gateway_binary, 0, 1) == "/"
-    error_message = "The variable gateway_binary must be an absolute path; eval \"$(marquee env)\" sets it to the newest release."
+    condition     = var.gateway_binary == "" || substr(var.gateway_binary, 0, 1) == "/"
+    error_message = "The variable gateway_binary must be an absolute path, or empty; eval \"$(marquee env)\" sets it to the newest release."
+  }
+}
+
+variable "gateway_artifact" {
+  description = "On machines: the URL from which gatewayd is fetched, .../<SHA-256 of it>/gatewayd. It is checked against that, and its first 12 digits are the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.gateway_artifact == "" || regex_replace(var.gateway_artifact, "^https?://[^ ]+/[0-9a-f]{64}/gatewayd$", "") == ""
+    error_message = "The variable gateway_artifact must be a URL that ends in /<64 hex digits>/gatewayd, or empty."
+  }
+}
+
+variable "gateway_image" {
+  description = "With driver docker: the image that make images made, REPOSITORY/gatewayd:TAG. The tag is the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.gateway_image == "" || regex_replace(var.gateway_image, "^.+:[A-Za-z0-9_.-]+$", "") == ""
+    error_message = "The variable gateway_image must end in a tag, such as registry.example.com/gatewayd:0123456789ab."
+  }
+}
+
+variable "gateway_http_port" {
+  description = "Where the REST door listens: the same port on every machine, so that no two instances share one; 0 takes any free port."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.gateway_http_port >= 0 && var.gateway_http_port < 65536 && floor(var.gateway_http_port) == var.gateway_http_port
+    error_message = "The variable gateway_http_port must be a port, or 0 for any."
+  }
+}
+
+variable "gateway_grpc_port" {
+  description = "Where the gRPC door listens; as gateway_http_port."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.gateway_grpc_port >= 0 && var.gateway_grpc_port < 65536 && floor(var.gateway_grpc_port) == var.gateway_grpc_port
+    error_message = "The variable gateway_grpc_port must be a port, or 0 for any."
   }
 }
 
@@ -90,6 +163,17 @@ variable "gateway_count" {
   validation {
     condition     = var.gateway_count >= 1 && var.gateway_count <= 100 && floor(var.gateway_count) == var.gateway_count
     error_message = "The variable gateway_count must be a whole number from 1 to 100."
+  }
+}
+
+variable "gateway_min" {
+  description = "The fewest instances that marquee jobs scale allows, and a deployment."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.gateway_min >= 1 && floor(var.gateway_min) == var.gateway_min
+    error_message = "The variable gateway_min must be a whole number of 1 or more."
   }
 }
 
@@ -121,6 +205,24 @@ variable "behind_tls" {
   default     = false
 }
 
+variable "lost_after" {
+  description = "How long an instance on a machine that is cut off may still come back; its replacement starts at once."
+  type        = string
+  default     = "5m"
+}
+
+variable "reschedule_delay" {
+  description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
+  type        = string
+  default     = "5s"
+}
+
+variable "distinct_hosts" {
+  description = "Never two instances on one machine. A deployment then needs one machine more than instances, for its canary; without it instances are spread, and share a machine only when they must."
+  type        = bool
+  default     = false
+}
+
 variable "log_level" {
   description = "trace, debug, info, warn or error; empty is info."
   type        = string
@@ -133,21 +235,39 @@ variable "log_level" {
 }
 
 locals {
-  # .../releases/<release>/gatewayd -> <release>
-  release = regex_replace(var.gateway_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  fixed_ports = var.gateway_http_port + var.gateway_grpc_port > 0
+  docker      = var.driver == "docker"
+  # The version: registry/image:tag -> tag; .../<64 hex digits>/gatewayd -> the first 12 of them;
+  # .../releases/<release>/gatewayd -> <release>.
+  release = (
+    local.docker ? regex_replace(var.gateway_image, "^.*:", "") :
+    var.gateway_artifact != "" ? regex_replace(var.gateway_artifact, "^.*/([0-9a-f]{12})[0-9a-f]{52}/[^/]+$", "$1") :
+    regex_replace(var.gateway_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  )
 }
 
 job "gateway" {
   datacenters = var.datacenters
+  node_pool   = var.node_pool
   type        = "service"
+  # When there is not room for all: the database before what others need, that
+  # before the rest.
+  priority = 80
+
+  # What marquee may stop when no file here has it any more.
+  meta {
+    marquee_managed = "true"
+  }
 
   update {
     # One canary first; when it is healthy the rest follows by itself, and when
     # it is not, the old version stays. A canary carries the ordinary tags, so
-    # that it is proven by its share of real calls.
-    canary       = 1
+    # that it is proven by its share of real calls. On fixed ports it would find
+    # no room beside the old version: there one instance after the other makes
+    # way.
+    canary       = local.fixed_ports ? 0 : 1
     max_parallel = 1
-    auto_promote = true
+    auto_promote = !local.fixed_ports
     auto_revert  = true
 
     # Health is that of the checks below. Two seconds of it are enough, because
@@ -158,6 +278,25 @@ job "gateway" {
     progress_deadline = "3m"
   }
 
+  # What a machine is for is its metadata, which can be changed while it runs.
+  dynamic "constraint" {
+    for_each = var.placement ? ["true"] : []
+
+    content {
+      attribute = "${meta.marquee_edge}"
+      value     = constraint.value
+    }
+  }
+
+  dynamic "constraint" {
+    for_each = var.distinct_hosts ? ["true"] : []
+
+    content {
+      operator = "distinct_hosts"
+      value    = constraint.value
+    }
+  }
+
   # Prefer different machines; on one machine all instances share it.
   spread {
     attribute = "${node.unique.id}"
@@ -166,6 +305,12 @@ job "gateway" {
 
   group "gateway" {
     count = var.gateway_count
+
+    # The bounds of marquee jobs scale.
+    scaling {
+      min = var.gateway_min
+      max = 100
+    }
 
     # Stopping: the instance leaves Consul, whoever balances over the gateways
     # notices within shutdown_delay, then SIGTERM lets calls in flight finish
@@ -181,7 +326,7 @@ job "gateway" {
     }
 
     reschedule {
-      delay          = "5s"
+      delay          = var.reschedule_delay
       delay_function = "exponential"
       max_delay      = "1m"
       unlimited      = true
@@ -190,17 +335,28 @@ job "gateway" {
     # A machine that is cut off keeps its instance while a replacement starts
     # elsewhere; when it comes back within the time the better one stays.
     disconnect {
-      lost_after = "5m"
+      lost_after = var.lost_after
       replace    = true
       reconcile  = "best_score"
     }
 
+    # A machine is drained: one instance at a time leaves it, each when its
+    # replacement is healthy elsewhere.
+    migrate {
+      max_parallel     = 1
+      health_check     = "checks"
+      min_healthy_time = "2s"
+      healthy_deadline = "90s"
+    }
+
     network {
       port "http" {
+        static       = var.gateway_http_port
         host_network = var.public_host_network
       }
 
       port "grpc" {
+        static       = var.gateway_grpc_port
         host_network = var.public_host_network
       }
 
@@ -254,21 +410,61 @@ job "gateway" {
     }
 
     task "gatewayd" {
-      driver       = var.driver
+      driver = var.driver
+      # Where the driver isolates, as nobody; raw_exec runs it as the agent's user,
+      # and an image says by itself who runs it.
+      user         = var.driver == "exec" ? "nobody" : ""
       kill_signal  = "SIGTERM"
       kill_timeout = "15s"
 
-      config {
-        command = var.gateway_binary
-        args    = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+      # Where nothing to run is given this is an artifact without a source, which
+      # Nomad refuses.
+      dynamic "artifact" {
+        for_each = local.docker ? [for i in [var.gateway_image] : i if i == ""] : var.gateway_artifact != "" || var.gateway_binary == "" ? [var.gateway_artifact] : []
+
+        content {
+          source      = artifact.value
+          destination = "local/gatewayd"
+          mode        = "file"
+
+          options {
+            checksum = "sha256:${regex_replace(artifact.value, "^.*/([0-9a-f]+)/[^/]+$", "$1")}"
+          }
+        }
       }
 
-      # Addresses are known when the instance is placed.
-      env {
-        MARQUEE_HTTP_LISTEN  = "${NOMAD_ADDR_http}"
-        MARQUEE_GRPC_LISTEN  = "${NOMAD_ADDR_grpc}"
-        MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
+      dynamic "config" {
+        for_each = local.docker ? [] : ["command"]
+
+        content {
+          command = var.gateway_artifact != "" ? "local/gatewayd" : var.gateway_binary
+          args    = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+        }
       }
+
+      dynamic "config" {
+        for_each = local.docker ? ["image"] : []
+
+        content {
+          image           = var.gateway_image
+          args            = ["--config", "${NOMAD_TASK_DIR}/config.json"]
+          network_mode    = "host"
+          readonly_rootfs = true
+          cap_drop        = ["all"]
+          security_opt    = ["no-new-privileges"]
+        }
+      }
+
+      # Addresses are known when the instance is placed. In an image Nomad itself
+      # supplies the agent's certificate authority.
+      env = merge(
+        {
+          MARQUEE_HTTP_LISTEN  = "${NOMAD_ADDR_http}"
+          MARQUEE_GRPC_LISTEN  = "${NOMAD_ADDR_grpc}"
+          MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
+        },
+        var.consul_ca_file == "" || local.docker ? {} : { CONSUL_CACERT = var.consul_ca_file },
+      )
 
       template {
         destination = "local/config.json"

@@ -6,6 +6,7 @@
 #
 # is account-db; -var name=order-db is another. The password comes from the Nomad
 # variable nomad/jobs/<name>, field password; `marquee up` writes account-db's once.
+# Its field data says "kept" once the database ran: an empty volume is refused then.
 
 variable "name" {
   description = "The job's and the Consul service's name: the service it is for, and -db."
@@ -52,14 +53,31 @@ variable "mode" {
 }
 
 variable "driver" {
-  description = "The task driver. raw_exec needs no root; exec isolates, and needs the binary's folder in the client's chroot_env."
+  description = "The task driver. raw_exec needs no root; exec isolates. docker is for the services that have images: here it means exec, because Postgres is the machine's."
   type        = string
   default     = "raw_exec"
 
   validation {
-    condition     = contains(["raw_exec", "exec"], var.driver)
-    error_message = "The variable driver must be raw_exec or exec."
+    condition     = contains(["raw_exec", "exec", "docker"], var.driver)
+    error_message = "The variable driver must be raw_exec, exec or docker."
   }
+}
+
+variable "node_pool" {
+  description = "The pool of machines in which instances may be placed; all is every pool."
+  type        = string
+  default     = "default"
+
+  validation {
+    condition     = var.node_pool != ""
+    error_message = "The variable node_pool must name a node pool; default is Nomad's own, all is every pool."
+  }
+}
+
+variable "placement" {
+  description = "Only machines whose metadata has marquee_data = true take instances (marquee nodes meta changes it)."
+  type        = bool
+  default     = false
 }
 
 variable "consul_address" {
@@ -73,6 +91,17 @@ variable "consul_address" {
   }
 }
 
+variable "consul_ca_file" {
+  description = "The certificate authority of the Consul agent's HTTPS, a file that the task can read; empty for an agent on http://."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.consul_ca_file == "" || substr(var.consul_ca_file, 0, 1) == "/"
+    error_message = "The variable consul_ca_file must be an absolute path, or empty."
+  }
+}
+
 variable "host_network" {
   description = "The client's host network on which instances listen for the mesh."
   type        = string
@@ -80,22 +109,46 @@ variable "host_network" {
 }
 
 variable "postgres_binary" {
-  description = "Absolute path of postgresd on the client, .../<release>/postgresd: the folder's name is the version shown in Consul."
+  description = "Absolute path of postgresd on the client, .../<release>/postgresd: the folder's name is the version shown in Consul. Or postgres_artifact is given."
   type        = string
+  default     = ""
 
   validation {
-    condition     = substr(var.postgres_binary, 0, 1) == "/"
-    error_message = "The variable postgres_binary must be an absolute path; eval \"$(marquee env)\" sets it to the newest release."
+    condition     = var.postgres_binary == "" || substr(var.postgres_binary, 0, 1) == "/"
+    error_message = "The variable postgres_binary must be an absolute path, or empty; eval \"$(marquee env)\" sets it to the newest release."
+  }
+}
+
+variable "postgres_artifact" {
+  description = "On machines: the URL from which postgresd is fetched, .../<SHA-256 of it>/postgresd. It is checked against that, and its first 12 digits are the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.postgres_artifact == "" || regex_replace(var.postgres_artifact, "^https?://[^ ]+/[0-9a-f]{64}/postgresd$", "") == ""
+    error_message = "The variable postgres_artifact must be a URL that ends in /<64 hex digits>/postgresd, or empty."
   }
 }
 
 variable "proxy_binary" {
-  description = "Absolute path of meshproxyd on the client."
+  description = "Absolute path of meshproxyd on the client. Or proxy_artifact is given."
   type        = string
+  default     = ""
 
   validation {
-    condition     = substr(var.proxy_binary, 0, 1) == "/"
-    error_message = "The variable proxy_binary must be an absolute path; eval \"$(marquee env)\" sets it to the newest release."
+    condition     = var.proxy_binary == "" || substr(var.proxy_binary, 0, 1) == "/"
+    error_message = "The variable proxy_binary must be an absolute path, or empty; eval \"$(marquee env)\" sets it to the newest release."
+  }
+}
+
+variable "proxy_artifact" {
+  description = "On machines: the URL from which meshproxyd is fetched, .../<SHA-256 of it>/meshproxyd. It is checked against that, and its first 12 digits are the version shown in Consul."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.proxy_artifact == "" || regex_replace(var.proxy_artifact, "^https?://[^ ]+/[0-9a-f]{64}/meshproxyd$", "") == ""
+    error_message = "The variable proxy_artifact must be a URL that ends in /<64 hex digits>/meshproxyd, or empty."
   }
 }
 
@@ -119,10 +172,10 @@ variable "postgres_data_folder" {
   }
 }
 
-variable "postgres_host_volume" {
-  description = "With several clients: the host volume that only the client with the data offers, so that the job is placed nowhere else. Empty asks for none."
-  type        = string
-  default     = ""
+variable "postgres_host_volumes" {
+  description = "With several clients: the machine with a database's data offers it as the host volume <name>-data, so that the job is placed nowhere else, and waits for that machine when it is away."
+  type        = bool
+  default     = false
 }
 
 variable "postgres_cpu" {
@@ -147,6 +200,12 @@ variable "postgres_memory" {
   }
 }
 
+variable "reschedule_delay" {
+  description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
+  type        = string
+  default     = "5s"
+}
+
 variable "log_level" {
   description = "trace, debug, info, warn or error; empty is info."
   type        = string
@@ -159,19 +218,50 @@ variable "log_level" {
 }
 
 locals {
-  # .../releases/<release>/postgresd -> <release>
-  release = regex_replace(var.postgres_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  # The version: .../<64 hex digits>/postgresd -> the first 12 of them;
+  # .../releases/<release>/postgresd -> <release>.
+  release = (
+    var.postgres_artifact != "" ? regex_replace(var.postgres_artifact, "^.*/([0-9a-f]{12})[0-9a-f]{52}/[^/]+$", "$1") :
+    regex_replace(var.postgres_binary, "^.*?([^/]+)/[^/]+$", "$1")
+  )
+  driver = var.driver == "docker" ? "exec" : var.driver
+  # Postgres refuses root. raw_exec starts postgresd as the agent's user, and
+  # postgresd takes another for Postgres when that is root.
+  user = local.driver == "exec" ? "nobody" : ""
+  # Whom secrets belong to: nobody where the task runs as that, else the agent.
+  owner_id = local.driver == "exec" ? 65534 : -1
   # account-db -> account: the service it is for, its role and its database.
   owner = regex_replace(var.name, "-db$", "")
   # postgresd keeps the data and the socket there.
   volume = "${var.postgres_data_folder}/${var.name}"
+  # raw_exec sees the machine's own folders, exec only what is mounted.
+  mounts = var.postgres_host_volumes && local.driver == "exec" ? [local.volume] : []
 }
 
 job "postgres" {
   id          = var.name
   name        = var.name
   datacenters = var.datacenters
+  node_pool   = var.node_pool
   type        = "service"
+  # When there is not room for all: the database before what others need, that
+  # before the rest.
+  priority = 90
+
+  # What marquee may stop when no file here has it any more.
+  meta {
+    marquee_managed = "true"
+  }
+
+  # What a machine is for is its metadata, which can be changed while it runs.
+  dynamic "constraint" {
+    for_each = var.placement ? ["true"] : []
+
+    content {
+      attribute = "${meta.marquee_data}"
+      value     = constraint.value
+    }
+  }
 
   update {
     # One server on one folder: no canary, and a new version starts only when
@@ -197,7 +287,7 @@ job "postgres" {
     }
 
     reschedule {
-      delay          = "5s"
+      delay          = var.reschedule_delay
       delay_function = "exponential"
       max_delay      = "1m"
       unlimited      = true
@@ -212,7 +302,7 @@ job "postgres" {
     }
 
     dynamic "volume" {
-      for_each = var.postgres_host_volume == "" ? [] : [var.postgres_host_volume]
+      for_each = var.postgres_host_volumes ? ["${var.name}-data"] : []
       labels   = ["data"]
 
       content {
@@ -261,26 +351,63 @@ job "postgres" {
     }
 
     task "postgresd" {
-      driver = var.driver
+      driver = local.driver
+      user   = local.user
 
       # SIGINT is Postgres's fast shutdown: open transactions are rolled back, a
       # checkpoint is written. That may take a while and must not be cut short.
       kill_signal  = "SIGINT"
       kill_timeout = "60s"
 
+      # Where nothing to run is given this is an artifact without a source, which
+      # Nomad refuses.
+      dynamic "artifact" {
+        for_each = var.postgres_artifact != "" || var.postgres_binary == "" ? [var.postgres_artifact] : []
+
+        content {
+          source      = artifact.value
+          destination = "local/postgresd"
+          mode        = "file"
+
+          options {
+            checksum = "sha256:${regex_replace(artifact.value, "^.*/([0-9a-f]+)/[^/]+$", "$1")}"
+          }
+        }
+      }
+
+      dynamic "volume_mount" {
+        for_each = local.mounts
+
+        content {
+          volume      = "data"
+          destination = volume_mount.value
+        }
+      }
+
       config {
-        command = var.postgres_binary
+        command = var.postgres_artifact != "" ? "local/postgresd" : var.postgres_binary
         args = [
           "--name", local.owner,
           "--bin-dir", var.postgres_bin_dir,
           "--data-dir", local.volume,
           "--password-file", "${NOMAD_SECRETS_DIR}/password",
+          "--data-file", "${NOMAD_TASK_DIR}/data",
         ]
+      }
+
+      # marquee writes "kept" there when the database first ran: from then on an
+      # empty volume is somebody else's, and refused.
+      template {
+        destination = "local/data"
+        change_mode = "noop"
+        data        = "{{ with nomadVar \"nomad/jobs/${var.name}\" }}{{ if .data }}{{ .data }}{{ end }}{{ end }}"
       }
 
       template {
         destination = "secrets/password"
         perms       = "0400"
+        uid         = local.owner_id
+        gid         = local.owner_id
         data        = "{{ with nomadVar \"nomad/jobs/${var.name}\" }}{{ .password }}{{ end }}"
       }
 
@@ -291,12 +418,38 @@ job "postgres" {
     }
 
     task "meshproxyd" {
-      driver       = var.driver
+      driver       = local.driver
+      user         = local.user
       kill_signal  = "SIGTERM"
       kill_timeout = "15s"
 
+      # Where nothing to run is given this is an artifact without a source, which
+      # Nomad refuses.
+      dynamic "artifact" {
+        for_each = var.proxy_artifact != "" || var.proxy_binary == "" ? [var.proxy_artifact] : []
+
+        content {
+          source      = artifact.value
+          destination = "local/meshproxyd"
+          mode        = "file"
+
+          options {
+            checksum = "sha256:${regex_replace(artifact.value, "^.*/([0-9a-f]+)/[^/]+$", "$1")}"
+          }
+        }
+      }
+
+      dynamic "volume_mount" {
+        for_each = local.mounts
+
+        content {
+          volume      = "data"
+          destination = volume_mount.value
+        }
+      }
+
       config {
-        command = var.proxy_binary
+        command = var.proxy_artifact != "" ? "local/meshproxyd" : var.proxy_binary
         args    = ["--config", "${NOMAD_TASK_DIR}/config.json"]
       }
 
@@ -319,10 +472,14 @@ job "postgres" {
         EOT
       }
 
-      env {
-        MARQUEE_LISTEN       = "${NOMAD_ADDR_mesh}"
-        MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
-      }
+      # Addresses are known when the instance is placed.
+      env = merge(
+        {
+          MARQUEE_LISTEN       = "${NOMAD_ADDR_mesh}"
+          MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
+        },
+        var.consul_ca_file == "" ? {} : { CONSUL_CACERT = var.consul_ca_file },
+      )
 
       resources {
         cpu    = 100

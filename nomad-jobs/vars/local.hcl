@@ -1,6 +1,6 @@
 # One machine, everything on loopback: what `marquee up` runs. The job files'
-# own defaults say the same; an environment of its own is a copy of this file
-# with other values, given as
+# own defaults say the same; production.hcl is for clusters of
+# machines. Given as
 #
 #   nomad job run -var-file=nomad-jobs/vars/local.hcl nomad-jobs/account.nomad.hcl
 #

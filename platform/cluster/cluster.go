@@ -23,6 +23,9 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
+	"github.com/marquee-ads/marquee/platform/bootstrap"
+	"github.com/marquee-ads/marquee/platform/edges"
+	"github.com/marquee-ads/marquee/platform/meshconfig"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -174,7 +177,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 	if err := c.nomadACL(ctx); err != nil {
 		return err
 	}
-	if err := c.workloadIdentity(ctx); err != nil {
+	if err := bootstrap.Trust(ctx, c.Consul(), c.keysURL(), ""); err != nil {
 		return err
 	}
 	did, err := c.ensureRunning(ctx, c.nomadClient(nomad, filepath.Dir(consul)))
@@ -344,6 +347,16 @@ func (c *Cluster) nomadAt(port int) *nomadapi.Client {
 		Address: "http://" + c.addr(port), SecretID: c.secrets.NomadManagement, HttpClient: c.http,
 	})
 	return client
+}
+
+// Apply makes Consul's view of the mesh what the edges say; see meshconfig.Apply.
+func (c *Cluster) Apply(ctx context.Context, e edges.Edges) error {
+	return meshconfig.Apply(ctx, c.Consul(), e)
+}
+
+// SetEdge lets source call destination, or no longer; see meshconfig.SetEdge.
+func (c *Cluster) SetEdge(ctx context.Context, source, destination string, allow bool) error {
+	return meshconfig.SetEdge(ctx, c.Consul(), source, destination, allow)
 }
 
 // Env are the variables with which nomad, consul and our own programs reach the

@@ -21,7 +21,6 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/stretchr/testify/require"
 
-	"github.com/marquee-ads/marquee/platform/edges"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -244,8 +243,6 @@ func TestLife(t *testing.T) {
 		require.Error(t, token.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{Name: "other"}), "its token speaks for another service")
 	})
 
-	t.Run("Edges", func(t *testing.T) { testEdges(t, c) })
-
 	for _, name := range []string{consulName, nomadServerName, nomadClientName} {
 		t.Run("Killed/"+name, func(t *testing.T) {
 			killed := pids(t, c)
@@ -334,87 +331,6 @@ func consulIndex(t *testing.T, c *Cluster) [4]uint64 {
 		index[3] += m.ModifyIndex
 	}
 	return index
-}
-
-func testEdges(t *testing.T, c *Cluster) {
-	parse := func(text string) edges.Edges {
-		e, err := edges.Parse([]byte(text), "edges.hcl")
-		require.NoError(t, err)
-		return e
-	}
-	allowed := func(source, destination string) bool {
-		ok, _, err := c.Consul().Connect().IntentionCheck(&consulapi.IntentionCheck{
-			Source: source, Destination: destination, SourceType: consulapi.IntentionSourceConsul,
-		}, nil)
-		require.NoError(t, err)
-		return ok
-	}
-	kept := &consulapi.ServiceIntentionsConfigEntry{
-		Kind: consulapi.ServiceIntentions, Name: "by-hand", Sources: []*consulapi.SourceIntention{{Name: "somebody", Action: consulapi.IntentionActionAllow}},
-	}
-	_, _, err := c.Consul().ConfigEntries().Set(kept, nil)
-	require.NoError(t, err)
-
-	const services = "service \"account\" {\n  protocol = \"grpc\"\n}\nservice \"account-db\" {\n  protocol = \"tcp\"\n}\n"
-	drawn := parse(services + `
-edge "gateway" "account" {
-  permission {
-    action      = "allow"
-    path_prefix = "/marquee.account.v1.AccountService/"
-    methods     = ["POST"]
-    header "x-debug" {
-      present = true
-      invert  = true
-    }
-  }
-}
-edge "order" "account" {}
-edge "account" "account-db" {}`)
-	require.NoError(t, c.Apply(t.Context(), drawn))
-	require.True(t, allowed("account", "account-db"))
-	require.True(t, allowed("order", "account"))
-	require.False(t, allowed("gateway", "account-db"))
-	entry, _, err := c.Consul().ConfigEntries().Get(consulapi.ServiceDefaults, "account", nil)
-	require.NoError(t, err)
-	require.Equal(t, "grpc", entry.(*consulapi.ServiceConfigEntry).Protocol)
-	entry, _, err = c.Consul().ConfigEntries().Get(consulapi.ServiceIntentions, "account", nil)
-	require.NoError(t, err)
-	permission := entry.(*consulapi.ServiceIntentionsConfigEntry).Sources[0].Permissions[0]
-	require.Equal(t, "/marquee.account.v1.AccountService/", permission.HTTP.PathPrefix)
-	require.True(t, permission.HTTP.Header[0].Invert)
-
-	index := func() uint64 {
-		_, meta, err := c.Consul().ConfigEntries().List(consulapi.ServiceIntentions, nil)
-		require.NoError(t, err)
-		_, defaults, err := c.Consul().ConfigEntries().List(consulapi.ServiceDefaults, nil)
-		require.NoError(t, err)
-		_, mesh, err := c.Consul().ConfigEntries().List(consulapi.MeshConfig, nil)
-		require.NoError(t, err)
-		return meta.LastIndex + defaults.LastIndex + mesh.LastIndex
-	}
-	before := index()
-	require.NoError(t, c.Apply(t.Context(), drawn))
-	require.Equal(t, before, index(), "applying the same edges wrote something")
-
-	require.NoError(t, c.SetEdge(t.Context(), "account", "account-db", false))
-	require.False(t, allowed("account", "account-db"))
-	require.NoError(t, c.SetEdge(t.Context(), "account", "account-db", true))
-	require.True(t, allowed("account", "account-db"))
-	require.NoError(t, c.SetEdge(t.Context(), "gateway", "account-db", true))
-	require.True(t, allowed("gateway", "account-db"))
-
-	// Fewer edges, and a protocol for which the permission would be refused.
-	require.NoError(t, c.Apply(t.Context(), parse("service \"account\" {\n  protocol = \"tcp\"\n}\nedge \"gateway\" \"account\" {}")))
-	require.True(t, allowed("gateway", "account"))
-	require.False(t, allowed("order", "account"))
-	require.False(t, allowed("account", "account-db"))
-	require.False(t, allowed("gateway", "account-db"))
-	_, _, err = c.Consul().ConfigEntries().Get(consulapi.ServiceDefaults, "account-db", nil)
-	require.True(t, notFound(err), "the protocol of a service that is gone is still there: %v", err)
-	require.True(t, allowed("somebody", "by-hand"), "an entry that somebody else wrote was removed")
-
-	require.NoError(t, c.Apply(t.Context(), drawn), "back to permissions on gRPC")
-	require.True(t, allowed("order", "account"))
 }
 
 // Half a cluster can be continued and taken down.

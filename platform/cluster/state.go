@@ -2,8 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/keys"
 )
 
 // state is what a cluster remembers between starts.
@@ -30,24 +30,9 @@ type secrets struct {
 
 func newSecrets() secrets {
 	return secrets{
-		ConsulGossip: gossipKey(), ConsulManagement: uuid(), ConsulAgent: uuid(), ConsulNomad: uuid(),
-		NomadGossip: gossipKey(), NomadManagement: uuid(),
+		ConsulGossip: keys.GossipKey(), ConsulManagement: keys.UUID(), ConsulAgent: keys.UUID(), ConsulNomad: keys.UUID(),
+		NomadGossip: keys.GossipKey(), NomadManagement: keys.UUID(),
 	}
-}
-
-// gossipKey is an AES-256 key as both agents want it.
-func gossipKey() string {
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails: crypto/rand ends the process instead
-	return base64.StdEncoding.EncodeToString(key[:])
-}
-
-// uuid is a random token in the only form that both agents take.
-func uuid() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // as above
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 func (c *Cluster) path(elements ...string) string {

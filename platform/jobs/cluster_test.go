@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
@@ -52,7 +53,7 @@ func probe(t *testing.T, variables map[string]string) jobs.File {
 }
 
 // startCluster brings a cluster of its own up and removes it at the end.
-func startCluster(t *testing.T) (*jobs.Client, string) {
+func startCluster(t *testing.T) (*jobs.Client, *cluster.Cluster) {
 	t.Helper()
 	// Not t.TempDir: a cluster's folder wants a short path.
 	dir, err := os.MkdirTemp("", "jobs")
@@ -68,14 +69,15 @@ func startCluster(t *testing.T) (*jobs.Client, string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, c.Up(ctx))
-	return jobs.New(c.Nomad(), c.Consul()), c.Volumes()
+	return jobs.New(c.Nomad(), c.Consul()), c
 }
 
 // TestOnCluster runs what needs a cluster on one.
 func TestOnCluster(t *testing.T) {
-	client, volumes := startCluster(t)
-	t.Run("JobFiles", func(t *testing.T) { testJobFiles(t, client, volumes) })
+	client, c := startCluster(t)
+	t.Run("JobFiles", func(t *testing.T) { testJobFiles(t, client, c.Volumes()) })
 	t.Run("Lifecycle", func(t *testing.T) { testLifecycle(t, client) })
+	t.Run("Operate", func(t *testing.T) { testOperate(t, client, c.Nomad()) })
 }
 
 // testJobFiles has Nomad validate and plan every job file there is, with its
@@ -148,6 +150,11 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 		{"account.nomad.hcl", "account_count", "0", "account_count must be a whole number"},
 		{"account.nomad.hcl", "account_count", "1.5", "account_count must be a whole number"},
 		{"account.nomad.hcl", "account_binary", "accountd", "account_binary must be an absolute path"},
+		{"account.nomad.hcl", "account_artifact", "http://127.0.0.1:4700/0123/accountd", "account_artifact must be a URL"},
+		{"account.nomad.hcl", "account_image", "accountd", "account_image must end in a tag"},
+		{"account.nomad.hcl", "consul_ca_file", "ca.pem", "consul_ca_file must be an absolute path"},
+		{"gateway.nomad.hcl", "gateway_http_port", "80800", "gateway_http_port must be a port"},
+		{"account.nomad.hcl", "account_min", "4", "less than"},
 		{"account.nomad.hcl", "environment", "Production!", "environment must be"},
 		{"account.nomad.hcl", "mode", "prod", "mode must be"},
 		{"account.nomad.hcl", "log_level", "loud", "log_level must be"},
@@ -164,9 +171,20 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 		})
 	}
 
+	t.Run("Production", func(t *testing.T) { testProduction(t, client, root, files) })
+
+	t.Run("NothingToRun", func(t *testing.T) {
+		for _, name := range []string{"account", "gateway", "postgres"} {
+			_, err := client.Load(t.Context(), jobs.File{
+				Path: filepath.Join(root, "nomad-jobs", name+".nomad.hcl"), Variables: map[string]string{"postgres_bin_dir": "/x", "postgres_data_folder": "/x"},
+			})
+			require.ErrorContains(t, err, "source must be specified", name)
+		}
+	})
+
 	t.Run("AnotherDatabase", func(t *testing.T) {
 		values := maps.Clone(variables)
-		values["name"], values["postgres_host_volume"] = "order-db", "order-db"
+		values["name"], values["postgres_host_volumes"] = "order-db", "true"
 		job, err := client.Load(t.Context(), jobs.File{Path: filepath.Join(root, "nomad-jobs", "postgres.nomad.hcl"), Variables: values})
 		require.NoError(t, err)
 		require.Equal(t, "order-db", job.ID())
@@ -174,6 +192,98 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 		require.NoError(t, err)
 		require.Len(t, plan.Unplaceable, 1, "no machine here offers the volume")
 		require.Contains(t, plan.Unplaceable[0], "missing compatible host volumes")
+	})
+}
+
+// testProduction has Nomad validate every job file with the values for machines,
+// with the exec driver and artifacts and with Docker and images.
+func testProduction(t *testing.T, client *jobs.Client, root string, files []string) {
+	sum := strings.Repeat("0123456789abcdef", 4)
+	at := func(program string) string { return "http://127.0.0.1:4700/" + sum + "/" + program }
+	variables := map[string]string{
+		"account_artifact": at("accountd"), "gateway_artifact": at("gatewayd"), "postgres_artifact": at("postgresd"), "proxy_artifact": at("meshproxyd"),
+		"account_image": "registry.example.com/accountd:0123456789ab", "gateway_image": "registry.example.com/gatewayd:0123456789ab",
+		// What a shell on a laptop may have set counts for nothing here.
+		"account_binary": "/releases/fedcba987654/accountd",
+	}
+	load := func(t *testing.T, path string, more map[string]string) *nomadapi.Job {
+		t.Helper()
+		values := maps.Clone(variables)
+		maps.Copy(values, more)
+		job, err := client.Load(t.Context(), jobs.File{Path: path, Variables: values, VariableFiles: []string{filepath.Join(root, "nomad-jobs", "vars", "production.hcl")}})
+		require.NoError(t, err)
+		plan, err := client.Plan(t.Context(), job)
+		require.NoError(t, err)
+		require.Len(t, plan.Unplaceable, 1, "this machine is none of production's")
+		return job.Spec
+	}
+	pools := map[string]string{"account": "services", "gateway": "edge", "account-db": "data"}
+	for _, path := range files {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			job := load(t, path, nil)
+			require.Equal(t, "all", *job.NodePool)
+			require.Equal(t, "true", job.Meta[jobs.ManagedMeta])
+			if pool := pools[*job.ID]; pool != "" {
+				require.Equal(t, "${meta.marquee_"+pool+"}", job.Constraints[0].LTarget)
+			}
+			group := job.TaskGroups[0]
+			require.Equal(t, "0123456789ab", group.Services[0].Meta["version"])
+			require.Equal(t, 5*time.Second, *group.ReschedulePolicy.Delay)
+			for _, task := range group.Tasks {
+				require.Equal(t, "exec", task.Driver)
+				require.Equal(t, "nobody", task.User)
+				require.Len(t, task.Artifacts, 1)
+				require.Equal(t, "sha256:"+sum, task.Artifacts[0].GetterOptions["checksum"])
+				require.Equal(t, "local/"+task.Name, *task.Artifacts[0].RelativeDest)
+				require.Equal(t, "local/"+task.Name, task.Config["command"])
+				if task.Name != "postgresd" {
+					require.Equal(t, "/etc/marquee/tls/ca.pem", task.Env["CONSUL_CACERT"])
+				}
+				for _, template := range task.Templates {
+					if *template.Perms == "0400" {
+						require.Equal(t, 65534, *template.Uid, "the task could not read it")
+					}
+				}
+			}
+		})
+	}
+
+	t.Run("GatewayPorts", func(t *testing.T) {
+		job := load(t, filepath.Join(root, "nomad-jobs", "gateway.nomad.hcl"), nil)
+		network := job.TaskGroups[0].Networks[0]
+		require.Equal(t, []nomadapi.Port{
+			{Label: "http", Value: 8080, HostNetwork: "public"}, {Label: "grpc", Value: 8081, HostNetwork: "public"},
+		}, network.ReservedPorts)
+		require.Zero(t, *job.Update.Canary, "a canary would find no free port")
+	})
+
+	t.Run("DatabaseWaitsForItsData", func(t *testing.T) {
+		job := load(t, filepath.Join(root, "nomad-jobs", "postgres.nomad.hcl"), nil)
+		group := job.TaskGroups[0]
+		require.Equal(t, "account-db-data", group.Volumes["data"].Source)
+		require.False(t, *group.Disconnect.Replace)
+		for _, task := range group.Tasks {
+			require.Len(t, task.VolumeMounts, 1)
+			require.Equal(t, "/var/lib/marquee/volumes/account-db", *task.VolumeMounts[0].Destination)
+		}
+	})
+
+	t.Run("Docker", func(t *testing.T) {
+		for _, name := range []string{"account", "gateway"} {
+			job := load(t, filepath.Join(root, "nomad-jobs", name+".nomad.hcl"), map[string]string{"driver": "docker"})
+			task := job.TaskGroups[0].Tasks[0]
+			require.Equal(t, "docker", task.Driver)
+			require.Equal(t, "registry.example.com/"+name+"d:0123456789ab", task.Config["image"])
+			require.Equal(t, true, task.Config["readonly_rootfs"])
+			require.Empty(t, task.Artifacts)
+			require.NotContains(t, task.Config, "command")
+			require.Equal(t, "0123456789ab", job.TaskGroups[0].Services[0].Meta["version"])
+		}
+	})
+
+	t.Run("Distinct", func(t *testing.T) {
+		job := load(t, filepath.Join(root, "nomad-jobs", "account.nomad.hcl"), map[string]string{"distinct_hosts": "true"})
+		require.Equal(t, "distinct_hosts", job.Constraints[1].Operand)
 	})
 }
 

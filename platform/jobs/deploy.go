@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -18,6 +19,9 @@ const placementGrace = 15 * time.Second
 // unchangedTimeout bounds how long Deploy waits for a job that is registered
 // already and not healthy: nobody but Nomad is doing anything about it.
 const unchangedTimeout = 2 * time.Minute
+
+// mostChanges is how many differences Deploy tells one by one.
+const mostChanges = 8
 
 // quietTime is how long a deployment may go on without a word of progress.
 const quietTime = 10 * time.Second
@@ -90,6 +94,13 @@ func (c *Client) Deploy(ctx context.Context, job *Job, progress func(Progress)) 
 		}
 	}
 
+	told := plan.Changes
+	if more := len(told) - mostChanges; more > 0 {
+		told = append(slices.Clone(told[:mostChanges]), fmt.Sprintf("and %d more", more))
+	}
+	for _, change := range told {
+		progress(Progress{Job: job.ID(), Message: change})
+	}
 	response, _, err := c.nomad.Jobs().RegisterOpts(job.Spec, &nomad.RegisterOptions{
 		Submission: &nomad.JobSubmission{Source: job.source, Format: "hcl2", Variables: job.variables},
 	}, write(ctx))
@@ -151,21 +162,25 @@ func (c *Client) finish(ctx context.Context, done Deployed, started time.Time, p
 // WaitReady waits until every instance of a job that is wanted runs its newest
 // version and is healthy in Consul.
 func (c *Client) WaitReady(ctx context.Context, id string) (*Service, error) {
+	var last *Service
 	for {
 		service, err := c.Service(ctx, id)
-		if err != nil {
+		switch {
+		case err == nil:
+			last = service
+		case ctx.Err() == nil || last == nil:
 			return nil, err
 		}
-		if service.Ready() {
-			return service, nil
+		if last.Ready() {
+			return last, nil
 		}
 		if err := pause(ctx, pollInterval); err != nil {
 			// ctx is over, and what was wrong is still worth a moment.
 			looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
 			return nil, &FailedError{
-				Job: id, Reason: fmt.Sprintf("%d of %d instances are healthy: %v", service.Healthy, service.Desired, err),
-				Evidence: c.evidence(looking, service.unhealthy()),
+				Job: id, Reason: fmt.Sprintf("%d of %d instances are healthy: %v", last.Healthy, last.Desired, err),
+				Evidence: c.evidence(looking, last.unhealthy()),
 			}
 		}
 	}

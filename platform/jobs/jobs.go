@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,11 +41,18 @@ func write(ctx context.Context) *nomad.WriteOptions {
 
 // explain turns Nomad's "Unexpected response code: 500 (why)" into why.
 func explain(err error) error {
-	var unexpected interface{ Body() string }
-	if errors.As(err, &unexpected) && strings.TrimSpace(unexpected.Body()) != "" {
-		return errors.New(strings.TrimSpace(unexpected.Body()))
+	var unexpected interface {
+		Body() string
+		StatusCode() int
 	}
-	return err
+	if !errors.As(err, &unexpected) || strings.TrimSpace(unexpected.Body()) == "" {
+		return err
+	}
+	why := strings.TrimSpace(unexpected.Body())
+	if unexpected.StatusCode() == http.StatusForbidden {
+		why += ": the Nomad token may not do this"
+	}
+	return errors.New(why)
 }
 
 // isNotFound says whether Nomad does not know what was asked for.
@@ -201,4 +210,25 @@ func (c *Client) replace(ctx context.Context, allocID string) (string, error) {
 			return "", fmt.Errorf("no healthy replacement: %w", err)
 		}
 	}
+}
+
+// ManagedMeta is the key of a job's metadata that marks it, with the value
+// "true", as one of nomad-jobs/. Others are nobody's business here.
+const ManagedMeta = "marquee_managed"
+
+// Managed are the ids of the jobs that are marked so and not stopped, sorted.
+func (c *Client) Managed(ctx context.Context) ([]string, error) {
+	options := &nomad.JobListOptions{Fields: &nomad.JobListFields{Meta: true}}
+	stubs, _, err := c.nomad.Jobs().ListOptions(options, query(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("listing jobs: %w", explain(err))
+	}
+	ids := []string{}
+	for _, stub := range stubs {
+		if stub.Meta[ManagedMeta] == "true" && !stub.Stop {
+			ids = append(ids, stub.ID)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
 }

@@ -29,8 +29,10 @@ func (c *Client) Plan(ctx context.Context, job *Job) (*Plan, error) {
 	}
 	plan := &Plan{Unplaceable: unplaceable(response.FailedTGAllocs), Warnings: strings.TrimSpace(response.Warnings)}
 	if response.Diff != nil && response.Diff.Type != "None" {
-		plan.Changed = true
 		plan.Changes = changes(response.Diff)
+		// Of a job with a scaling block Nomad always says that it is edited, and
+		// names no difference when there is none.
+		plan.Changed = len(plan.Changes) > 0
 	}
 	return plan, nil
 }

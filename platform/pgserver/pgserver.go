@@ -51,6 +51,9 @@ type Config struct {
 	// because Postgres refuses to run as root; "nobody" when empty. Its
 	// ownership of the data folder is seen to. Ignored when not root.
 	User string
+	// HasData says that this database was in use before: an empty data folder is
+	// then the wrong one, and refused instead of filled with an empty database.
+	HasData bool
 	// Settings are further configuration parameters of Postgres.
 	Settings map[string]string
 	// Test gives durability and access control up for speed: nothing is synced
@@ -93,8 +96,8 @@ type Server struct {
 // Start makes the data folder on the first start, sees to role and database,
 // and returns once Postgres accepts connections. ctx bounds the start only; a
 // folder that another Postgres still uses is waited for. It refuses a folder
-// that held data and has lost it, one that holds something else, and one of
-// another major version.
+// that held data and has lost it, one that holds something else, one of another
+// major version, and an empty one when the database HasData.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err

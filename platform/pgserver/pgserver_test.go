@@ -214,6 +214,7 @@ func TestStart(t *testing.T) {
 	}{
 		"ErrOtherContent":   {data("holiday.jpg"), `holds "holiday.jpg"`},
 		"ErrDataGone":       {data("database"), "its data is gone: restore it from a backup"},
+		"ErrDataElsewhere":  {func(_ *testing.T, cfg *pgserver.Config) { cfg.HasData = true }, "bring back the machine or the volume that has its data"},
 		"ErrNotPostgres":    {data("data/thesis.txt"), `holds "data"`},
 		"ErrVersion":        {data("data/PG_VERSION"), "was made by Postgres account and the binaries"},
 		"ErrPasswordEmpty":  {func(t *testing.T, cfg *pgserver.Config) { truncate(t, cfg.PasswordFile, "\n") }, "is empty"},

@@ -110,6 +110,9 @@ func (v volume) prepare(ctx context.Context) error {
 	case marker != nil:
 		return fmt.Errorf("the volume %s held the database %q and its data is gone: restore it from a backup, or remove %s to begin with an empty database",
 			v.cfg.DataDir, v.cfg.Database, v.path(markerName))
+	case v.cfg.HasData:
+		return fmt.Errorf("the volume %s is empty, and the database %q was in use before: bring back the machine or the volume that has its data, or restore a backup to %s",
+			v.cfg.DataDir, v.cfg.Database, v.data())
 	default:
 		if err := v.create(ctx); err != nil {
 			return err

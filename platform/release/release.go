@@ -27,7 +27,8 @@ import (
 type Binary struct {
 	Name    string
 	Path    string // absolute: …/.marquee/releases/<version>/<name>
-	Version string // the first 12 hex digits of the SHA-256 of its contents
+	Version string // the first 12 hex digits of SHA256
+	SHA256  string // of its contents, 64 hex digits
 	Package string // the folder it was built from, relative to the checkout
 	New     bool   // it was not there before
 }
@@ -168,8 +169,9 @@ func store(root, temp, name string) (Binary, error) {
 	if _, err := io.Copy(h, f); err != nil {
 		return Binary{}, err
 	}
-	version := hex.EncodeToString(h.Sum(nil))[:12]
-	b := Binary{Name: name, Version: version, Path: filepath.Join(Folder(root), version, name)}
+	digest := hex.EncodeToString(h.Sum(nil))
+	version := digest[:12]
+	b := Binary{Name: name, Version: version, SHA256: digest, Path: filepath.Join(Folder(root), version, name)}
 	if info, err := os.Stat(b.Path); err == nil && info.Mode().IsRegular() {
 		// The same contents. Touched, so that Prune counts it as recent.
 		now := time.Now()

@@ -51,6 +51,7 @@ func TestBuild(t *testing.T) {
 	require.True(t, account.New)
 	require.Equal(t, filepath.Join(root, ".marquee/releases", account.Version, "accountd"), account.Path)
 	require.Regexp(t, `^[0-9a-f]{12}$`, account.Version)
+	require.Regexp(t, "^"+account.Version+`[0-9a-f]{52}$`, account.SHA256)
 	require.Equal(t, "services/account/cmd/accountd", account.Package)
 	out, err := exec.Command(account.Path).CombinedOutput()
 	require.NoError(t, err)

@@ -52,7 +52,7 @@ func (s *Stack) WaitServed(ctx context.Context, path string) (Gateway, error) {
 	defer client.CloseIdleConnections()
 	last := errors.New("no gateway is healthy")
 	for {
-		found, _, err := Gateways(ctx, s.cluster.Consul(), 0)
+		found, _, err := Gateways(ctx, s.target.Consul(), 0)
 		if err != nil && ctx.Err() == nil {
 			last = err
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,12 @@ func randomBytes(n int) []byte {
 	return b
 }
 
+// What a database's Nomad variable says beside its secrets.
+const (
+	dataField = "data"
+	dataKept  = "kept"
+)
+
 func secretsPath(service string) string { return "nomad/jobs/" + service }
 
 // makeSecrets writes what is missing of the services' secrets. They are kept in
@@ -54,37 +61,54 @@ func (s *Stack) makeSecrets(ctx context.Context) error {
 }
 
 func (s *Stack) makeSecretsOf(ctx context.Context, service Service) error {
-	client := s.cluster.Nomad().Variables()
-	write := (&nomad.WriteOptions{}).WithContext(ctx)
-	variable, err := s.readSecrets(ctx, service.Name)
+	return s.changeVariable(ctx, service.Name, func(items nomad.VariableItems) error {
+		for _, secret := range service.Secrets {
+			switch {
+			case items[secret.Field] != "":
+			case secret.CopyOf == "":
+				items[secret.Field] = secret.Generate()
+			default:
+				source, err := s.readSecrets(ctx, secret.CopyOf)
+				if err != nil {
+					return err
+				}
+				items[secret.Field] = source.Items[secret.CopyField]
+			}
+		}
+		return nil
+	})
+}
+
+// markData says in a database's Nomad variable that it has data by now; see
+// postgresd's --data-file.
+func (s *Stack) markData(ctx context.Context, service string) error {
+	return s.changeVariable(ctx, service, func(items nomad.VariableItems) error {
+		items[dataField] = dataKept
+		return nil
+	})
+}
+
+// changeVariable changes the items of a service's Nomad variable; change may be
+// called several times.
+func (s *Stack) changeVariable(ctx context.Context, service string, change func(nomad.VariableItems) error) error {
+	variable, err := s.readSecrets(ctx, service)
 	if err != nil {
 		return err
 	}
-	changed := false
-	for _, secret := range service.Secrets {
-		if variable.Items[secret.Field] != "" {
-			continue
-		}
-		changed = true
-		if secret.CopyOf == "" {
-			variable.Items[secret.Field] = secret.Generate()
-			continue
-		}
-		source, err := s.readSecrets(ctx, secret.CopyOf)
-		if err != nil {
-			return err
-		}
-		variable.Items[secret.Field] = source.Items[secret.CopyField]
+	before := maps.Clone(variable.Items)
+	if err := change(variable.Items); err != nil {
+		return err
 	}
-	if !changed {
+	if maps.Equal(before, variable.Items) {
 		return nil
 	}
-	// Checked: of two that make it at once one wins, and the other is told.
-	if _, _, err := client.CheckedUpdate(variable, write); err != nil {
-		var conflict nomad.ErrCASConflict
-		if errors.As(err, &conflict) {
-			return s.makeSecretsOf(ctx, service)
-		}
+	// Checked: of two that change it at once one wins, and the other is told.
+	_, _, err = s.target.Nomad().Variables().CheckedUpdate(variable, (&nomad.WriteOptions{}).WithContext(ctx))
+	var conflict nomad.ErrCASConflict
+	switch {
+	case errors.As(err, &conflict):
+		return s.changeVariable(ctx, service, change)
+	case err != nil:
 		return fmt.Errorf("writing the Nomad variable %s: %w", variable.Path, err)
 	}
 	return nil
@@ -93,7 +117,7 @@ func (s *Stack) makeSecretsOf(ctx context.Context, service Service) error {
 // readSecrets returns a service's Nomad variable; empty when there is none.
 func (s *Stack) readSecrets(ctx context.Context, service string) (*nomad.Variable, error) {
 	path := secretsPath(service)
-	variable, _, err := s.cluster.Nomad().Variables().Peek(path, (&nomad.QueryOptions{}).WithContext(ctx))
+	variable, _, err := s.target.Nomad().Variables().Peek(path, (&nomad.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("reading the Nomad variable %s: %w", path, err)
 	}
@@ -115,12 +139,15 @@ func (s *Stack) ByHand(ctx context.Context, name string) (map[string]string, err
 	if err != nil {
 		return nil, err
 	}
-	folder := filepath.Join(s.cluster.Dir(), "by-hand", name)
+	folder := filepath.Join(s.target.Dir(), "by-hand", name)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for secrets: %w", err)
 	}
 	environment := make(map[string]string, len(variable.Items)+1)
 	for field, value := range variable.Items {
+		if field == dataField {
+			continue
+		}
 		path := filepath.Join(folder, field)
 		if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
 			return nil, fmt.Errorf("writing the secret %s of %s: %w", field, name, err)
@@ -138,7 +165,7 @@ func (s *Stack) ByHand(ctx context.Context, name string) (map[string]string, err
 // consulToken returns the token kept in path, or a new one when there is none
 // or Consul does not know it any more.
 func (s *Stack) consulToken(ctx context.Context, service, path string) (string, error) {
-	acl := s.cluster.Consul().ACL()
+	acl := s.target.Consul().ACL()
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("reading the Consul token of %s: %w", service, err)

@@ -1,7 +1,7 @@
-// Package stack is the whole platform on one machine: a cluster, the services'
-// newest binaries, the edges, the secrets and the jobs. `marquee up` and the
-// end-to-end tests bring it up through this package, so that what users run is
-// what the tests run.
+// Package stack is the whole platform on a cluster, the one on this machine or
+// one of machines: the services' newest binaries, the edges, the secrets and the
+// jobs. `marquee` and the end-to-end tests bring it up through this package, so
+// that what users run is what the tests run.
 package stack
 
 import (
@@ -23,8 +23,8 @@ import (
 	"github.com/marquee-ads/marquee/platform/cluster"
 	"github.com/marquee-ads/marquee/platform/edges"
 	"github.com/marquee-ads/marquee/platform/jobs"
+	"github.com/marquee-ads/marquee/platform/meshconfig"
 	"github.com/marquee-ads/marquee/platform/release"
-	"github.com/marquee-ads/marquee/platform/tools"
 )
 
 // Service is a job of the platform.
@@ -34,45 +34,28 @@ type Service struct {
 	// File is the job file, below the checkout.
 	File string
 	// Binaries are the programs it runs by the variable of the job file that
-	// takes their path.
+	// takes their path, whose name ends in _binary. Beside it the file declares
+	// one that ends in _artifact, for the URL that machines fetch it from.
 	Binaries map[string]string
 	// Variables are fixed values for the job file's variables.
 	Variables map[string]string
 	// Secrets are made once and handed to the job as a Nomad variable.
 	Secrets []Secret
-}
-
-// Services are the platform's jobs, those that others need first.
-func Services() []Service {
-	return []Service{
-		{
-			Name: "account-db", File: "nomad-jobs/postgres.nomad.hcl",
-			Binaries:  map[string]string{"postgres_binary": "postgresd", "proxy_binary": "meshproxyd"},
-			Variables: map[string]string{"name": "account-db"},
-			Secrets:   []Secret{{Field: "password", Generate: randomPassword}},
-		},
-		{
-			Name: "account", File: "nomad-jobs/account.nomad.hcl",
-			Binaries: map[string]string{"account_binary": "accountd"},
-			Secrets: []Secret{
-				{Field: "database_password", CopyOf: "account-db", CopyField: "password"},
-				{Field: "key_encryption_key", Generate: randomKey},
-			},
-		},
-		{
-			Name: "gateway", File: "nomad-jobs/gateway.nomad.hcl",
-			Binaries: map[string]string{"gateway_binary": "gatewayd"},
-		},
-	}
+	// KeepsData says that it is a database: once it ran it never again starts on
+	// an empty volume.
+	KeepsData bool
 }
 
 // Config says which platform is meant.
 type Config struct {
 	// Root is the checkout.
 	Root string
-	// Cluster is the cluster it runs on. Its Progress is set by Open.
+	// Target is where it runs; the cluster on this machine when nil.
+	Target Target
+	// Cluster is the cluster on this machine when Target is nil. Its Progress is
+	// set by Open.
 	Cluster cluster.Config
-	// Services are the jobs; Services() when nil.
+	// Services are the jobs; those of nomad-jobs/services.hcl when nil.
 	Services []Service
 	// EdgesFiles are read together; nomad-jobs/edges.hcl when nil.
 	EdgesFiles []string
@@ -89,6 +72,7 @@ type Config struct {
 // Stack is the platform. Its methods may be called once it was up.
 type Stack struct {
 	cfg     Config
+	target  Target
 	cluster *cluster.Cluster
 
 	reporting sync.Mutex
@@ -97,23 +81,35 @@ type Stack struct {
 // Open reads what is there and starts nothing.
 func Open(cfg Config) (*Stack, error) {
 	if cfg.Services == nil {
-		cfg.Services = Services()
+		var err error
+		if cfg.Services, err = ReadServices(cfg.Root); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.EdgesFiles == nil {
 		cfg.EdgesFiles = []string{filepath.Join(cfg.Root, "nomad-jobs", "edges.hcl")}
 	}
-	s := &Stack{cfg: cfg}
+	s := &Stack{cfg: cfg, target: cfg.Target}
+	if s.target != nil {
+		return s, nil
+	}
 	s.cfg.Cluster.Progress = func(step cluster.Step) { s.say("%s", step.Text) }
 	var err error
-	s.cluster, err = cluster.Open(s.cfg.Cluster)
-	return s, err
+	if s.cluster, err = cluster.Open(s.cfg.Cluster); err != nil {
+		return nil, err
+	}
+	s.target = laptop{s.cluster}
+	return s, nil
 }
 
-// Cluster is the cluster the platform runs on.
+// Cluster is the cluster on this machine; nil when the target is another.
 func (s *Stack) Cluster() *cluster.Cluster { return s.cluster }
 
+// Target is where the platform runs.
+func (s *Stack) Target() Target { return s.target }
+
 // Jobs works on the platform's jobs. The cluster must have been up once.
-func (s *Stack) Jobs() *jobs.Client { return jobs.New(s.cluster.Nomad(), s.cluster.Consul()) }
+func (s *Stack) Jobs() *jobs.Client { return jobs.New(s.target.Nomad(), s.target.Consul()) }
 
 // Services are the platform's jobs.
 func (s *Stack) Services() []Service { return s.cfg.Services }
@@ -127,39 +123,44 @@ func (s *Stack) say(format string, args ...any) {
 	s.cfg.Progress(fmt.Sprintf(format, args...))
 }
 
-// Prepare does all of Up but the jobs: tools, binaries, cluster, edges, secrets.
+// Prepare does all that the jobs need: tools, binaries, cluster, edges, secrets.
 // It changes nothing that is there already.
 func (s *Stack) Prepare(ctx context.Context) error {
-	var binaries map[string]string
-	var postgres string
-	group, building := errgroup.WithContext(ctx)
+	say := func(line string) { s.say("%s", line) }
+	var built map[string]release.Binary
+	var facts map[string]string
+	group, preparing := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		var err error
-		binaries, err = s.build(building, s.cfg.Services)
+		built, err = s.build(preparing, s.cfg.Services)
 		return err
 	})
 	group.Go(func() error {
-		var err error
-		postgres, err = tools.Ensure(building, tools.Postgres, func(line string) { s.say("%s", line) })
-		return err
-	})
-	group.Go(func() error {
-		if err := s.cluster.Up(building); err != nil {
+		if err := s.target.Up(preparing, say); err != nil {
 			return err
 		}
-		return s.prepareCluster(building)
+		return s.prepareCluster(preparing)
+	})
+	group.Go(func() error {
+		var err error
+		facts, err = s.target.Facts(preparing, say)
+		return err
 	})
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	binaries["postgres_bin_dir"] = postgres
-	binaries["postgres_data_folder"] = s.cluster.Volumes()
-	for _, v := range s.cluster.Env() {
-		if v.Name == "CONSUL_HTTP_ADDR" {
-			binaries["consul_address"] = v.Value
-		}
+	return s.place(ctx, built, facts)
+}
+
+// place hands programs to the machines, and remembers where they find them
+// beside what is known already.
+func (s *Stack) place(ctx context.Context, built map[string]release.Binary, known map[string]string) error {
+	variables, err := s.target.Place(ctx, built, func(line string) { s.say("%s", line) })
+	if err != nil {
+		return err
 	}
-	return s.remember(binaries)
+	maps.Copy(variables, known)
+	return s.remember(variables)
 }
 
 // prepareCluster draws the edges and makes the secrets.
@@ -177,35 +178,38 @@ func (s *Stack) prepareCluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.cluster.Apply(ctx, drawn); err != nil {
+	if err := meshconfig.Apply(ctx, s.target.Consul(), drawn); err != nil {
 		return err
 	}
 	return s.makeSecrets(ctx)
 }
 
-// build makes the binaries of some services: paths by job file variable.
-func (s *Stack) build(ctx context.Context, services []Service) (map[string]string, error) {
+// build makes the binaries of some services: programs by job file variable.
+func (s *Stack) build(ctx context.Context, services []Service) (map[string]release.Binary, error) {
 	var names []string
 	for _, service := range services {
-		names = append(names, slices.Sorted(maps.Values(service.Binaries))...)
+		names = append(names, slices.Collect(maps.Values(service.Binaries))...)
 	}
-	s.say("building %s", strings.Join(names, ", "))
-	built, err := release.Build(ctx, names...)
-	if err != nil {
-		return nil, err
+	slices.Sort(names)
+	built := make(map[string]release.Binary)
+	for _, name := range slices.Compact(names) {
+		s.say("building %s", name)
+		more, err := release.Build(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if more[name].New {
+			s.say("built %s %s", name, more[name].Version)
+		}
+		maps.Copy(built, more)
 	}
-	variables := make(map[string]string)
+	programs := make(map[string]release.Binary)
 	for _, service := range services {
 		for variable, binary := range service.Binaries {
-			variables[variable] = built[binary].Path
+			programs[variable] = built[binary]
 		}
 	}
-	for _, name := range names {
-		if built[name].New {
-			s.say("built %s %s", name, built[name].Version)
-		}
-	}
-	return variables, nil
+	return programs, nil
 }
 
 // Deploy builds one service and rolls it out; it returns when all instances are
@@ -215,22 +219,30 @@ func (s *Stack) Deploy(ctx context.Context, name string, variables map[string]st
 	if err != nil {
 		return jobs.Deployed{}, err
 	}
-	binaries, err := s.build(ctx, []Service{service})
+	built, err := s.build(ctx, []Service{service})
 	if err != nil {
 		return jobs.Deployed{}, err
 	}
-	if err := s.remember(binaries); err != nil {
+	if err := s.place(ctx, built, nil); err != nil {
 		return jobs.Deployed{}, err
 	}
 	return s.deploy(ctx, service, variables)
 }
 
-// DeployAll deploys all services at once with the binaries that Prepare built;
-// it returns when all instances are healthy, with what each deployment did.
-func (s *Stack) DeployAll(ctx context.Context) ([]jobs.Deployed, error) {
-	done := make([]jobs.Deployed, len(s.cfg.Services))
+// DeployAll deploys services, all when none is named, at once with the binaries
+// that Prepare built; it returns when all instances are healthy, with what each
+// deployment did.
+func (s *Stack) DeployAll(ctx context.Context, names ...string) ([]jobs.Deployed, error) {
+	if err := s.Known(names...); err != nil {
+		return nil, err
+	}
+	services := slices.Clone(s.cfg.Services)
+	if len(names) > 0 {
+		services = slices.DeleteFunc(services, func(service Service) bool { return !slices.Contains(names, service.Name) })
+	}
+	done := make([]jobs.Deployed, len(services))
 	group, ctx := errgroup.WithContext(ctx)
-	for i, service := range s.cfg.Services {
+	for i, service := range services {
 		group.Go(func() error {
 			var err error
 			done[i], err = s.deploy(ctx, service, nil)
@@ -251,13 +263,17 @@ func (s *Stack) deploy(ctx context.Context, service Service, variables map[strin
 	if err != nil {
 		return jobs.Deployed{}, err
 	}
-	return client.Deploy(ctx, job, func(p jobs.Progress) {
+	done, err := client.Deploy(ctx, job, func(p jobs.Progress) {
 		if p.Desired == 0 {
 			s.say("%s: %s", p.Job, p.Message)
 			return
 		}
 		s.say("%s: %d of %d healthy: %s", p.Job, p.Healthy, p.Desired, strings.ToLower(p.Message))
 	})
+	if err != nil || !service.KeepsData {
+		return done, err
+	}
+	return done, s.markData(ctx, service.Name)
 }
 
 // pruneAge is how old a release must be to be removed: other clusters of the
@@ -303,6 +319,17 @@ func (s *Stack) JobFile(name string) (jobs.File, error) {
 	}, nil
 }
 
+// Known says, as an error that names those there are, when a name is not that of
+// a service.
+func (s *Stack) Known(names ...string) error {
+	for _, name := range names {
+		if _, err := s.service(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *Stack) service(name string) (Service, error) {
 	var names []string
 	for _, service := range s.cfg.Services {
@@ -314,8 +341,8 @@ func (s *Stack) service(name string) (Service, error) {
 	return Service{}, fmt.Errorf("there is no service %q: want one of %s", name, strings.Join(names, ", "))
 }
 
-// Variables are the values that depend on the machine: the newest binaries'
-// paths, Postgres's programs, the data folder. Empty before the first Prepare.
+// Variables are the values that depend on the target: where the newest binaries
+// are, Postgres's programs, the data folder. Empty before the first Prepare.
 func (s *Stack) Variables() (map[string]string, error) {
 	variables := make(map[string]string)
 	text, err := os.ReadFile(s.variablesPath())
@@ -331,7 +358,7 @@ func (s *Stack) Variables() (map[string]string, error) {
 	return variables, nil
 }
 
-func (s *Stack) variablesPath() string { return filepath.Join(s.cluster.Dir(), "variables.json") }
+func (s *Stack) variablesPath() string { return filepath.Join(s.target.Dir(), "variables.json") }
 
 // remember adds to what Variables returns.
 func (s *Stack) remember(more map[string]string) error {

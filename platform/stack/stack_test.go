@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
@@ -28,7 +29,9 @@ func TestDatabase(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	require.NoError(t, os.Chmod(dir, 0o711))
-	services := stack.Services()[:2]
+	services, err := stack.ReadServices(root)
+	require.NoError(t, err)
+	services = services[:2]
 	require.Equal(t, "account-db", services[0].Name)
 	open := func() *stack.Stack {
 		s, err := stack.Open(stack.Config{
@@ -44,7 +47,7 @@ func TestDatabase(t *testing.T) {
 		defer cancel()
 		require.NoError(t, s.Cluster().Wipe(ctx))
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 
 	require.NoError(t, s.Prepare(ctx))
@@ -53,6 +56,7 @@ func TestDatabase(t *testing.T) {
 		for _, service := range services {
 			variable, _, err := s.Cluster().Nomad().Variables().Read("nomad/jobs/"+service.Name, nil)
 			require.NoError(t, err)
+			delete(variable.Items, "data")
 			all[service.Name] = variable.Items
 		}
 		return all
@@ -72,6 +76,9 @@ func TestDatabase(t *testing.T) {
 	database, err := s.Jobs().Service(ctx, "account-db")
 	require.NoError(t, err)
 	require.True(t, database.Ready())
+	variable, _, err := s.Cluster().Nomad().Variables().Read("nomad/jobs/account-db", nil)
+	require.NoError(t, err)
+	require.Equal(t, "kept", variable.Items["data"])
 	require.Contains(t, filepath.Dir(mustVariable(t, s, "postgres_binary")), database.Instances[0].Release)
 	require.NoError(t, s.Prune(ctx))
 	require.FileExists(t, mustVariable(t, s, "postgres_binary"))
@@ -119,6 +126,42 @@ func TestDatabase(t *testing.T) {
 		require.Equal(t, environment, again)
 		_, err = s.ByHand(ctx, "nothing")
 		require.ErrorContains(t, err, "want one of account-db, account")
+	})
+
+	t.Run("Orphans", func(t *testing.T) {
+		orphans, err := s.Orphans(ctx)
+		require.NoError(t, err)
+		require.Empty(t, orphans)
+		// A checkout whose nomad-jobs/ has the database no more.
+		without, err := stack.Open(stack.Config{Root: root, Cluster: cluster.Config{Dir: filepath.Join(dir, "c")}, Services: services[1:]})
+		require.NoError(t, err)
+		orphans, err = without.Orphans(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []string{"account-db"}, orphans)
+		stopped, err := without.StopOrphans(ctx)
+		require.NoError(t, err)
+		require.Equal(t, orphans, stopped)
+		orphans, err = without.Orphans(ctx)
+		require.NoError(t, err)
+		require.Empty(t, orphans)
+	})
+
+	t.Run("EmptyVolumeIsRefused", func(t *testing.T) {
+		require.NoError(t, os.RemoveAll(filepath.Join(s.Cluster().Volumes(), "account-db")))
+		deploying, stop := context.WithCancel(ctx)
+		deployed := make(chan error, 1)
+		go func() {
+			_, err := s.Deploy(deploying, "account-db", nil)
+			deployed <- err
+		}()
+		require.Eventually(t, func() bool {
+			var logs strings.Builder
+			err := s.Jobs().Logs(ctx, "account-db", jobs.LogOptions{Lines: 20}, &logs)
+			return err == nil && strings.Contains(logs.String(), "bring back the machine or the volume that has its data")
+		}, 2*time.Minute, 200*time.Millisecond)
+		stop()
+		require.Error(t, <-deployed)
+		require.NoFileExists(t, filepath.Join(s.Cluster().Volumes(), "account-db", "data", "PG_VERSION"))
 	})
 
 	t.Run("NobodyAtTheDoor", func(t *testing.T) {

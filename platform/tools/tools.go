@@ -1,5 +1,5 @@
 // Package tools finds the programs that Marquee runs but does not contain
-// (Nomad, Consul, Postgres, Envoy, CNI plugins, code generators), and makes the
+// (Nomad, Consul, Postgres, Envoy, CNI plugins, Terraform, code generators), and makes the
 // missing ones inside the checkout without installing anything.
 package tools
 
@@ -33,7 +33,11 @@ const (
 	ProtocGenGo     = "protoc-gen-go"
 	ProtocGenGoGRPC = "protoc-gen-go-grpc"
 	ProtocGenREST   = "protoc-gen-grpc-gateway"
+	OpenTofu        = "tofu"
 )
+
+// terraformName is what only PATH can give; see EnsureTerraform.
+const terraformName = "terraform"
 
 // ErrMissing says that a tool is neither built nor on PATH in a version that fits.
 var ErrMissing = errors.New("tool is missing")
@@ -72,6 +76,11 @@ func goToolNamed(name string) (goTool, bool) {
 		return goTool{module: name, version: []string{"--version"}, cold: "2 minutes"}, true
 	case Sqlc, GolangciLint:
 		return goTool{module: name, version: []string{"version"}, cold: "2 minutes"}, true
+	case OpenTofu:
+		return goTool{module: "opentofu", version: []string{"version"}, cold: "4 minutes"}, true
+	case "terraform-provider-libvirt", "terraform-provider-hcloud":
+		// A provider cannot say its version: it is judged by its stamp alone.
+		return goTool{module: name, version: []string{"--version"}, cold: "1 minute"}, true
 	case ProtocGenREST:
 		return goTool{module: name, version: []string{"--version"}, cold: "30 seconds"}, true
 	case ProtocGenGo, ProtocGenGoGRPC:
@@ -132,8 +141,13 @@ func Find(ctx context.Context, name string) (string, error) {
 }
 
 // Ensure is Find, and makes the tool when it is missing. Any number of
-// processes may call it at once: one makes it, the others wait.
+// processes may call it at once: one makes it, the others wait. For terraform it
+// is the program that EnsureTerraform gives.
 func Ensure(ctx context.Context, name string, progress Progress) (string, error) {
+	if name == terraformName {
+		t, err := EnsureTerraform(ctx, "", progress)
+		return t.Program, err
+	}
 	found, err := Find(ctx, name)
 	if err == nil || !errors.Is(err, ErrMissing) {
 		return found, err

@@ -35,19 +35,26 @@ var errNotRunning = errors.New("the cluster is not running: marquee up starts it
 type cli struct {
 	Cluster string `default:"local" env:"MARQUEE_CLUSTER" help:"The cluster's name; its state is in .marquee/clusters/<name>."`
 
-	Up       upCmd       `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, demo account."`
-	Down     downCmd     `cmd:"" help:"Stop everything the cluster runs; data stays unless --wipe."`
-	Status   statusCmd   `cmd:"" help:"Show services, instances, health and versions."`
-	Logs     logsCmd     `cmd:"" help:"Show a service's logs, all instances together."`
-	Deploy   deployCmd   `cmd:"" help:"Build one service and roll it out without a failed call."`
-	Restart  restartCmd  `cmd:"" help:"Replace a service's instances one at a time."`
-	Watch    watchCmd    `cmd:"" help:"Call a service 50 times a second; a line a second says which instances answered."`
-	Invoke   invokeCmd   `cmd:"" help:"Call a method through the gateway with JSON."`
-	List     listCmd     `cmd:"" help:"List the services and methods that the gateway serves."`
-	Describe describeCmd `cmd:"" help:"Describe a service, a method or a message."`
-	Env      envCmd      `cmd:"" help:"Print export lines for nomad, consul and the job files' variables."`
-	Tools    toolsCmd    `cmd:"" help:"Find or build the programs that the platform and its tests run, and print where they are."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Up        upCmd        `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, demo account."`
+	Down      downCmd      `cmd:"" help:"Stop everything the cluster runs; data stays unless --wipe."`
+	Status    statusCmd    `cmd:"" help:"Show services, instances, health and versions."`
+	Logs      logsCmd      `cmd:"" help:"Show a service's logs, all instances together."`
+	Deploy    deployCmd    `cmd:"" help:"Build one service and roll it out without a failed call."`
+	Restart   restartCmd   `cmd:"" help:"Replace a service's instances one at a time."`
+	Jobs      jobsCmd      `cmd:"" help:"Work on the jobs of any cluster: list, deploy, scale, config, exec, logs, stop."`
+	Nodes     nodesCmd     `cmd:"" help:"Work on the machines of any cluster: list, meta, drain, eligibility."`
+	Images    imagesCmd    `cmd:"" help:"Make container images of the services, for clusters whose machines run Docker."`
+	Watch     watchCmd     `cmd:"" help:"Call a service 50 times a second; a line a second says which instances answered."`
+	Invoke    invokeCmd    `cmd:"" help:"Call a method through the gateway with JSON."`
+	List      listCmd      `cmd:"" help:"List the services and methods that the gateway serves."`
+	Describe  describeCmd  `cmd:"" help:"Describe a service, a method or a message."`
+	New       newCmd       `cmd:"" help:"Make a new service in this checkout, ready to run; or take it out again."`
+	Env       envCmd       `cmd:"" help:"Print export lines for nomad, consul and the job files' variables."`
+	Tools     toolsCmd     `cmd:"" help:"Find or build the programs that the platform and its tests run, and print where they are."`
+	Terraform terraformCmd `cmd:"" passthrough:"" help:"Run terraform, or OpenTofu, with the providers that this checkout pins."`
+	Keys      keysCmd      `cmd:"" help:"Make, show and rotate the certificates, gossip keys and tokens of an environment."`
+	Vms       vmsCmd       `cmd:"" help:"Make virtual machines on this host and a cluster of them; enter it; take it away."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // env is what every command gets.
@@ -69,10 +76,13 @@ Examples:
   marquee deploy account                       build and roll out that one
   marquee logs account -f                      follow its logs
   marquee invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as demo
+  marquee jobs deploy --env local              make the cluster of machines run what nomad-jobs/ says
+  marquee jobs exec account -- /bin/sh         a command beside a task
   eval "$(marquee env)" && nomad job run nomad-jobs/account.nomad.hcl
   marquee down --wipe                          stop it and forget its data
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the cluster is not running.`
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the cluster is not running; of
+jobs exec, the command's own.`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -109,10 +119,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "marquee:", err)
 		return exitFailed
 	}
+	var ended *exitError
 	err = command.Run(&env{ctx: ctx, root: root, name: c.Cluster, stdin: stdin, stdout: stdout, stderr: stderr})
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &ended):
+		return ended.code
 	case errors.Is(err, errNotRunning):
 		fmt.Fprintln(stderr, "marquee:", err)
 		return exitNotRunning
@@ -124,13 +137,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // open returns the platform without looking whether it runs.
 func (e *env) open(progress func(string)) (*stack.Stack, error) {
-	return stack.Open(stack.Config{
-		Root:          e.root,
-		Cluster:       cluster.Config{Dir: cluster.Folder(e.root, e.name), Name: e.name},
-		VariableFiles: []string{filepath.Join(e.root, "nomad-jobs", "vars", "local.hcl")},
-		Environ:       os.Environ(),
-		Progress:      progress,
-	})
+	return e.openWith(stack.Config{Progress: progress})
+}
+
+// openWith is open with values of the caller's own for the job files.
+func (e *env) openWith(cfg stack.Config) (*stack.Stack, error) {
+	cfg.Root = e.root
+	cfg.Cluster = cluster.Config{Dir: cluster.Folder(e.root, e.name), Name: e.name}
+	cfg.VariableFiles = append([]string{filepath.Join(e.root, "nomad-jobs", "vars", "local.hcl")}, cfg.VariableFiles...)
+	cfg.Environ = os.Environ()
+	return stack.Open(cfg)
 }
 
 // running returns the platform of a cluster that runs.

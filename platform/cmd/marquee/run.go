@@ -60,9 +60,21 @@ func printStatus(w io.Writer, r statusResult, now time.Time) error {
 		fmt.Fprintf(w, "   %s %s (pid %d)", a.Name, a.Address, a.PID)
 	}
 	fmt.Fprint(w, "\n\n")
+	if err := printServices(w, r.Services, now); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	for _, g := range r.Gateways {
+		fmt.Fprintf(w, "gateway   REST http://%s   gRPC %s\n", g.HTTP, g.GRPC)
+	}
+	return nil
+}
+
+// printServices shows services and instances, and what is wrong with them.
+func printServices(w io.Writer, services []jobs.Service, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tINSTANCE\tHEALTH\tSTATE\tVERSION\tADDRESS\tNODE\tUP\tRESTARTS")
-	for _, service := range r.Services {
+	for _, service := range services {
 		state := service.Status
 		if state == "" {
 			state = "no job"
@@ -88,16 +100,12 @@ func printStatus(w io.Writer, r statusResult, now time.Time) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	for _, service := range r.Services {
+	for _, service := range services {
 		for _, i := range service.Instances {
 			if i.Output != "" {
 				fmt.Fprintf(w, "\n%s %s is %s: %s\n", service.Name, shortInstance(i.AllocID+i.ID), i.Health, firstLine(i.Output))
 			}
 		}
-	}
-	fmt.Fprintln(w)
-	for _, g := range r.Gateways {
-		fmt.Fprintf(w, "gateway   REST http://%s   gRPC %s\n", g.HTTP, g.GRPC)
 	}
 	return nil
 }
@@ -243,9 +251,17 @@ func (e *env) withAPI(f func(*stack.Stack, *door, *api) error) error {
 type invokeCmd struct {
 	Method  string        `arg:"" help:"SERVICE/METHOD, for example marquee.account.v1.AccountService/GetAccount."`
 	Request string        `arg:"" optional:"" help:"The request as JSON; several one after the other for a stream; - reads standard input. Default: an empty request."`
-	Token   string        `help:"Access token to call with." xor:"who"`
-	As      string        `help:"Log in first: demo is the demo account." enum:",demo" default:"" xor:"who"`
+	Token   string        `help:"Access token to call with."`
+	As      string        `help:"Log in first: demo is the demo account." enum:",demo" default:""`
 	Timeout time.Duration `default:"30s" help:"Deadline of the call; 0s for none."`
+}
+
+// Validate refuses two callers at once.
+func (c *invokeCmd) Validate() error {
+	if c.Token != "" && c.As != "" {
+		return errors.New("--token and --as both say who calls: leave one out")
+	}
+	return nil
 }
 
 // Run calls one method and prints each answer as JSON.

@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -21,6 +23,7 @@ type config struct {
 	BinDir       string            `required:"" type:"existingdir" help:"Folder with Postgres's programs (initdb, postgres), version 15 or newer."`
 	DataDir      string            `required:"" type:"path" help:"Volume for the data: Postgres's own folder is DIR/data, its socket is in DIR/run. A folder that has lost its data, or holds something else, is refused."`
 	PasswordFile string            `required:"" type:"existingfile" help:"File with the role's password on its first line. It is set on every start."`
+	DataFile     string            `type:"existingfile" placeholder:"FILE" help:"File that says kept once the database was in use: an empty data folder is then refused instead of filled with an empty database. Any other content, or none, says nothing."`
 	User         string            `default:"nobody" help:"System user that Postgres runs as when this process is root, because Postgres refuses root. The data folder is given to it."`
 	Set          map[string]string `placeholder:"NAME=VALUE" help:"Further parameters of Postgres, for example max_connections=50; may be repeated."`
 }
@@ -39,13 +42,19 @@ func run(cfg config) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 
-	err := pgserver.Run(ctx, pgserver.Config{
+	hasData, err := keepsData(cfg.DataFile)
+	if err != nil {
+		log.Error("Postgres was not started", "error", err)
+		return 1
+	}
+	err = pgserver.Run(ctx, pgserver.Config{
 		BinDir:       cfg.BinDir,
 		DataDir:      cfg.DataDir,
 		Role:         cfg.Name,
 		Database:     cfg.Name,
 		PasswordFile: cfg.PasswordFile,
 		User:         cfg.User,
+		HasData:      hasData,
 		Settings:     cfg.Set,
 		Log:          log,
 	})
@@ -62,4 +71,16 @@ func run(cfg config) int {
 		return exit.ExitCode()
 	}
 	return 1
+}
+
+// keepsData says whether the file of --data-file says so.
+func keepsData(path string) (bool, error) {
+	if path == "" {
+		return false, nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return false, fmt.Errorf("--data-file: %w", err)
+	}
+	return strings.TrimSpace(string(content)) == "kept", nil
 }

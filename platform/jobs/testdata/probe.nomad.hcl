@@ -17,6 +17,12 @@ variable "probe_count" {
   default     = 2
 }
 
+variable "wants_probes" {
+  description = "Only machines whose metadata has probes = yes take instances."
+  type        = bool
+  default     = false
+}
+
 variable "tags" {
   description = "Tags of the service."
   type        = list(string)
@@ -32,6 +38,19 @@ variable "memory" {
 job "probe" {
   type = "service"
 
+  meta {
+    marquee_managed = "true"
+  }
+
+  dynamic "constraint" {
+    for_each = var.wants_probes ? ["yes"] : []
+
+    content {
+      attribute = "${meta.probes}"
+      value     = constraint.value
+    }
+  }
+
   update {
     canary            = 1
     max_parallel      = 1
@@ -45,6 +64,11 @@ job "probe" {
   group "probe" {
     count          = var.probe_count
     shutdown_delay = "500ms"
+
+    scaling {
+      min = 1
+      max = 3
+    }
 
     restart {
       attempts = 1

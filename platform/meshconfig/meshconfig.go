@@ -1,9 +1,12 @@
-package cluster
+// Package meshconfig makes a Consul's view of the mesh what the edges say.
+package meshconfig
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"slices"
 
@@ -19,7 +22,7 @@ const managed = "marquee-managed"
 // service and who may call it, and the TLS version that Envoys speak. It writes
 // only what differs, and removes what it wrote before and the edges do not draw
 // any more. Entries that somebody wrote by hand for other services are left alone.
-func (c *Cluster) Apply(ctx context.Context, e edges.Edges) error {
+func Apply(ctx context.Context, client *consulapi.Client, e edges.Edges) error {
 	defaults, plain, permitted := entries{}, entries{}, entries{}
 	for _, s := range e.Services() {
 		defaults[s.Name] = &consulapi.ServiceConfigEntry{
@@ -40,25 +43,25 @@ func (c *Cluster) Apply(ctx context.Context, e edges.Edges) error {
 
 	// Consul refuses permissions on a service that does not speak gRPC: they go
 	// before the protocol changes, and come after it.
-	if err := c.removeEntries(ctx, consulapi.ServiceIntentions, drawn); err != nil {
+	if err := removeEntries(ctx, client, consulapi.ServiceIntentions, drawn); err != nil {
 		return err
 	}
 	for _, next := range []entries{all, plain, defaults, permitted} {
-		if err := c.writeEntries(ctx, next); err != nil {
+		if err := writeEntries(ctx, client, next); err != nil {
 			return err
 		}
 	}
-	return c.removeEntries(ctx, consulapi.ServiceDefaults, defaults)
+	return removeEntries(ctx, client, consulapi.ServiceDefaults, defaults)
 }
 
 // SetEdge lets source call destination, or no longer, whatever the edges say,
 // until Apply is called again. For tests: the change is seen by services within
 // a fraction of a second.
-func (c *Cluster) SetEdge(ctx context.Context, source, destination string, allow bool) error {
+func SetEdge(ctx context.Context, client *consulapi.Client, source, destination string, allow bool) error {
 	entry := &consulapi.ServiceIntentionsConfigEntry{
 		Kind: consulapi.ServiceIntentions, Name: destination, Meta: map[string]string{managed: "true"},
 	}
-	have, _, err := c.Consul().ConfigEntries().Get(consulapi.ServiceIntentions, destination, query(ctx))
+	have, _, err := client.ConfigEntries().Get(consulapi.ServiceIntentions, destination, query(ctx))
 	if err != nil && !notFound(err) {
 		return fmt.Errorf("read who may call %s: %w", destination, err)
 	}
@@ -71,7 +74,7 @@ func (c *Cluster) SetEdge(ctx context.Context, source, destination string, allow
 		action = consulapi.IntentionActionAllow
 	}
 	entry.Sources = append(entry.Sources, &consulapi.SourceIntention{Name: source, Action: action, Type: consulapi.IntentionSourceConsul})
-	if _, _, err := c.Consul().ConfigEntries().Set(entry, writing(ctx)); err != nil {
+	if _, _, err := client.ConfigEntries().Set(entry, writing(ctx)); err != nil {
 		return fmt.Errorf("change who may call %s: %w", destination, err)
 	}
 	return nil
@@ -131,8 +134,8 @@ func permission(p edges.Permission) *consulapi.IntentionPermission {
 	return out
 }
 
-func (c *Cluster) writeEntries(ctx context.Context, wanted entries) error {
-	api := c.Consul().ConfigEntries()
+func writeEntries(ctx context.Context, client *consulapi.Client, wanted entries) error {
+	api := client.ConfigEntries()
 	for _, want := range wanted {
 		have, _, err := api.Get(want.GetKind(), want.GetName(), query(ctx))
 		if err != nil && !notFound(err) {
@@ -171,8 +174,8 @@ func same(have, want consulapi.ConfigEntry) bool {
 
 // removeEntries removes the entries of a kind that Apply wrote and that are not
 // wanted any more.
-func (c *Cluster) removeEntries(ctx context.Context, kind string, wanted entries) error {
-	api := c.Consul().ConfigEntries()
+func removeEntries(ctx context.Context, client *consulapi.Client, kind string, wanted entries) error {
+	api := client.ConfigEntries()
 	have, _, err := api.List(kind, query(ctx))
 	if err != nil {
 		return fmt.Errorf("list %s in Consul: %w", kind, err)
@@ -186,4 +189,17 @@ func (c *Cluster) removeEntries(ctx context.Context, kind string, wanted entries
 		}
 	}
 	return nil
+}
+
+func query(ctx context.Context) *consulapi.QueryOptions {
+	return (&consulapi.QueryOptions{}).WithContext(ctx)
+}
+
+func writing(ctx context.Context) *consulapi.WriteOptions {
+	return (&consulapi.WriteOptions{}).WithContext(ctx)
+}
+
+func notFound(err error) bool {
+	var status consulapi.StatusError
+	return errors.As(err, &status) && status.Code == http.StatusNotFound
 }

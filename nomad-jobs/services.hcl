@@ -1,0 +1,17 @@
+# The platform's jobs: what `marquee up` deploys. Read by platform/stack.
+#
+# service "NAME" is the job file nomad-jobs/NAME.nomad.hcl, whose variable
+# NAME_binary takes the program NAMEd. It may have
+#
+#   database = true        a Postgres of its own: the job NAME-db, from
+#                          nomad-jobs/postgres.nomad.hcl. NAME finds the password
+#                          in its Nomad variable, field database_password.
+#   secrets  = ["FIELD"]   256 random bits in base64 for each, made once and kept
+#                          in the Nomad variable nomad/jobs/NAME.
+
+service "account" {
+  database = true
+  secrets  = ["key_encryption_key"]
+}
+
+service "gateway" {}

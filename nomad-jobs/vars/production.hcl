@@ -1,0 +1,61 @@
+# A cluster of machines as terraform/ makes them: what `marquee jobs deploy --env
+# NAME` runs. An environment's own values go beside its state, into
+# .marquee/environments/<name>/jobs.hcl, or into NAME=VALUE of --var.
+#
+# By hand, where NOMAD_ADDR and NOMAD_TOKEN are set (marquee vms shell sets them):
+#
+#   nomad job run -hcl2-strict=false -var-file=nomad-jobs/vars/production.hcl \
+#     -var environment=NAME -var account_artifact=http://127.0.0.1:4700/SHA256/accountd \
+#     nomad-jobs/account.nomad.hcl
+
+environment = "production"
+mode        = "production"
+driver      = "exec"
+
+# Machines are told apart by metadata (marquee nodes meta), not by pools.
+datacenters = ["*"]
+node_pool   = "all"
+placement   = true
+
+# The agent on each machine, on loopback alone.
+consul_address = "https://127.0.0.1:8501"
+consul_ca_file = "/etc/marquee/tls/ca.pem"
+
+# The mesh is spoken on the machines' private addresses. Only the gateway's doors
+# are reachable from outside; the load balancer in front ends TLS.
+host_network        = "private"
+public_host_network = "public"
+gateway_http_port   = 8080
+gateway_grpc_port   = 8081
+behind_tls          = true
+
+# A machine that is cut off is given up after 6 s, and what failed is placed
+# anew after Nomad's least delay: with the agents' tuned settings a replacement
+# passes its checks about 10 s after a machine was killed.
+lost_after       = "6s"
+reschedule_delay = "5s"
+
+# Two of each, spread over machines: one machine may be lost or drained.
+account_count  = 2
+account_min    = 2
+gateway_count  = 2
+gateway_min    = 2
+distinct_hosts = false
+
+# The data stays on the machine that offers it as a host volume: account-db-data.
+postgres_host_volumes = true
+postgres_data_folder  = "/var/lib/marquee/volumes"
+postgres_bin_dir      = "/usr/lib/postgresql/15/bin"
+
+# Measured, not guessed: `marquee jobs list --usage` after 300 sign-ups, 16 at a
+# time, beside 300 calls a second to two instances of account and one gateway
+# showed at most accountd 185 MiB and 800 MHz (250 MHz without the sign-ups),
+# gatewayd 82 MiB and 120 MHz, postgresd 77 MiB and 100 MHz, meshproxyd 18 MiB and
+# 50 MHz. Memory is a limit, CPU a share: a task may take what others leave.
+# Measure again when the load is another.
+account_cpu     = 300
+account_memory  = 256
+gateway_cpu     = 200
+gateway_memory  = 128
+postgres_cpu    = 200
+postgres_memory = 256

@@ -1,0 +1,195 @@
+package keys
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Kind is what Rotate replaces together.
+type Kind string
+
+// The kinds. What is rotated here is made to hold in the cluster by
+// bootstrap.Ensure, then by giving the machines their new files, then by
+// bootstrap.Withdraw; see docs/operations.md.
+const (
+	// Certificates of the operator and the machines. The CA stays, so that old and
+	// new ones are good beside each other.
+	Certificates Kind = "certificates"
+	// Gossip are the keys of both agents' gossip.
+	Gossip Kind = "gossip"
+	// Tokens are all tokens. Nomad's operator's is made by Nomad itself, in
+	// bootstrap.Ensure.
+	Tokens Kind = "tokens"
+	// SSH is the operator's key for SSH.
+	SSH Kind = "ssh"
+)
+
+// Kinds are all there are.
+func Kinds() []Kind { return []Kind{Certificates, Gossip, Tokens, SSH} }
+
+// Rotate replaces kinds of keys, for all machines that there are keys for. What
+// it replaces of gossip keys and tokens is kept in Secrets.Before, because the
+// cluster still goes by it; nothing can be rotated again before that is settled.
+func Rotate(dir string, now time.Time, kinds ...Kind) (*Keys, error) {
+	if len(kinds) == 0 {
+		return nil, errors.New("rotate what? certificates, gossip, tokens or ssh")
+	}
+	if _, err := Load(dir); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	k, err := Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, kind := range kinds {
+		switch kind {
+		case Certificates:
+			err = k.rotateCertificates(now)
+		case Gossip:
+			err = k.rotateGossip()
+		case Tokens:
+			err = k.rotateTokens()
+		case SSH:
+			err = k.rotateSSH()
+		default:
+			err = fmt.Errorf("there is no kind of keys %q: want certificates, gossip, tokens or ssh", kind)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return Load(dir)
+}
+
+// rotateCertificates makes each anew for the names that it is good for.
+func (k *Keys) rotateCertificates(now time.Time) error {
+	ca, err := k.ensureCA(now)
+	if err != nil {
+		return err
+	}
+	all, err := k.Certificates()
+	if err != nil {
+		return err
+	}
+	for _, c := range all[1:] { // all but the CA
+		relative, err := filepath.Rel(k.Dir, c.File)
+		if err != nil {
+			return err
+		}
+		text, err := k.read(relative)
+		if err != nil {
+			return err
+		}
+		old, err := parseCertificate(c.File, text)
+		if err != nil {
+			return err
+		}
+		if err := k.newPair(ca, pair{
+			name: c.Name, certificateFile: relative, keyFile: strings.TrimSuffix(relative, ".pem") + "-key.pem",
+			dns: old.DNSNames, addresses: old.IPAddresses, usage: append([]x509.ExtKeyUsage(nil), old.ExtKeyUsage...),
+		}, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *Keys) rotateGossip() error {
+	s := k.Secrets
+	before := s.before()
+	if before.ConsulGossip != "" || before.NomadGossip != "" {
+		return errors.New("the gossip keys were rotated before, and the cluster does not go by the new ones yet: marquee keys apply")
+	}
+	before.ConsulGossip, before.NomadGossip = s.ConsulGossip, s.NomadGossip
+	s.ConsulGossip, s.NomadGossip = GossipKey(), GossipKey()
+	s.Before = &before
+	return k.writeSecrets(s)
+}
+
+func (k *Keys) rotateTokens() error {
+	s := k.Secrets
+	before := s.before()
+	if before.ConsulManagement != "" {
+		return errors.New("tokens were rotated before, and the old ones are still good: give the machines the new ones, then marquee keys withdraw")
+	}
+	before.ConsulManagement, before.NomadManagement = s.ConsulManagement, s.NomadManagement
+	before.ConsulNomadServer, before.ConsulNomadClient, before.Nodes = s.ConsulNomadServer, s.ConsulNomadClient, s.Nodes
+	s.ConsulManagement, s.ConsulNomadServer, s.ConsulNomadClient = UUID(), UUID(), UUID()
+	s.Nodes = map[string]string{}
+	for name := range before.Nodes {
+		s.Nodes[name] = UUID()
+	}
+	s.Before = &before
+	return k.writeSecrets(s)
+}
+
+func (s *Secrets) before() Secrets {
+	if s.Before == nil {
+		return Secrets{}
+	}
+	return *s.Before
+}
+
+func (k *Keys) rotateSSH() error {
+	for _, name := range []string{"ssh.pub", "ssh"} {
+		if err := os.Remove(filepath.Join(k.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the old key for SSH: %w", err)
+		}
+	}
+	return ensureSSH(k.Dir)
+}
+
+// SetNomadManagement keeps the token that Nomad made for its operator.
+func (k *Keys) SetNomadManagement(secret string) error {
+	return k.update(func(s *Secrets) { s.NomadManagement = secret })
+}
+
+// SettleGossip forgets the old gossip keys: no agent has them any more.
+func (k *Keys) SettleGossip() error {
+	return k.update(func(s *Secrets) {
+		before := s.before()
+		before.ConsulGossip, before.NomadGossip = "", ""
+		s.Before = &before
+	})
+}
+
+// SettleTokens forgets the old tokens: they are good for nothing any more.
+func (k *Keys) SettleTokens() error {
+	return k.update(func(s *Secrets) {
+		before := s.before()
+		s.Before = &Secrets{ConsulGossip: before.ConsulGossip, NomadGossip: before.NomadGossip}
+	})
+}
+
+// update changes the secrets as they are on disk now.
+func (k *Keys) update(change func(*Secrets)) error {
+	unlock, err := lock(k.Dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	now, err := Load(k.Dir)
+	if err != nil {
+		return err
+	}
+	change(&now.Secrets)
+	if b := now.Secrets.before(); b.ConsulGossip == "" && b.ConsulManagement == "" {
+		now.Secrets.Before = nil
+	}
+	if err := now.writeSecrets(now.Secrets); err != nil {
+		return err
+	}
+	k.Secrets = now.Secrets
+	return nil
+}

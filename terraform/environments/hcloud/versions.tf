@@ -1,0 +1,13 @@
+terraform {
+  required_version = ">= 1.9"
+
+  required_providers {
+    hcloud = {
+      source  = "hetznercloud/hcloud"
+      version = "1.52.0"
+    }
+  }
+}
+
+# The project's API token is in HCLOUD_TOKEN, and nowhere else.
+provider "hcloud" {}
