@@ -72,12 +72,16 @@ func bringUp(ctx context.Context) error {
 	}
 	began := time.Now()
 	files := []string{filepath.Join(root, "nomad-jobs", "edges.hcl"), filepath.Join(root, "e2e", "jobs", "edges.hcl")}
+	services, err := stack.ReadServices(root)
+	if err != nil {
+		return err
+	}
 	s, err := stack.Open(stack.Config{
 		Root:          root,
 		Cluster:       cluster.Config{Dir: cluster.Folder(root, "e2e"), Name: "e2e"},
 		VariableFiles: []string{filepath.Join(root, "nomad-jobs", "vars", "local.hcl")},
 		EdgesFiles:    files,
-		Services: append(stack.Services(), stack.Service{
+		Services: append(services, stack.Service{
 			Name: "echo", File: "e2e/jobs/echo.nomad.hcl", Binaries: map[string]string{"echo_binary": "echod"},
 		}),
 		Progress: func(line string) { fmt.Printf("%6.1fs  %s\n", time.Since(began).Seconds(), line) },
@@ -270,8 +274,9 @@ func as(t *testing.T, service string) mesh.Mesh {
 	return m
 }
 
-// byHand starts one more instance of a service outside Nomad.
-func byHand(t *testing.T, ctx context.Context, service, program string) *exec.Cmd {
+// byHand starts one more instance of a service outside Nomad. args win over what
+// it is configured with otherwise.
+func byHand(t *testing.T, ctx context.Context, service, program string, args ...string) *exec.Cmd {
 	t.Helper()
 	extra, err := the.ByHand(ctx, service)
 	require.NoError(t, err)
@@ -282,7 +287,7 @@ func byHand(t *testing.T, ctx context.Context, service, program string) *exec.Cm
 		set[v.Name] = v.Value
 	}
 	maps.Copy(set, extra)
-	cmd := exec.Command(variables[service+"_binary"], "--listen", ":0") //nolint:gosec // our own binary
+	cmd := exec.Command(variables[service+"_binary"], append([]string{"--listen", ":0"}, args...)...) //nolint:gosec // our own binary
 	for name, value := range set {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}

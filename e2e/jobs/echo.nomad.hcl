@@ -12,6 +12,12 @@ variable "echo_count" {
   default     = 2
 }
 
+variable "echo_max_in_flight" {
+  description = "How many calls an instance serves at once: few, so that it takes little to ask too much of it."
+  type        = number
+  default     = 50
+}
+
 variable "consul_address" {
   description = "URL of the machine's Consul agent."
   type        = string
@@ -95,6 +101,8 @@ job "echo" {
         MARQUEE_CONSUL_ADDR  = var.consul_address
         MARQUEE_KEYS_FROM    = "account"
         MARQUEE_DRAIN_DELAY  = "0s"
+
+        MARQUEE_MAX_IN_FLIGHT = var.echo_max_in_flight
       }
 
       resources {

@@ -7,19 +7,26 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 )
 
 // ServedBy is the response header that names the instance that answered.
 const ServedBy = "x-served-by"
+
+// deadPeer is how long a gateway's machine may leave bytes unacknowledged, or a
+// connection unmade, before its clients take it for dead and go to another.
+const deadPeer = 2 * time.Second
 
 // retryPolicy is what any client of the gateways should have: they are two, and
 // a call declared idempotent may be sent again to the other one.
@@ -42,17 +49,18 @@ const retryPolicy = `{
 // DialGRPC connects to the gateways' gRPC doors, addresses as host:port, the
 // way a client should: all of them, round robin, repeating idempotent calls.
 func DialGRPC(addresses ...string) (*grpc.ClientConn, error) {
-	r := manual.NewBuilderWithScheme("gateways")
-	state := resolver.State{}
-	for _, a := range addresses {
-		state.Addresses = append(state.Addresses, resolver.Address{Addr: a})
-	}
-	r.InitialState(state)
+	conn, _, err := DialGRPCFollowing(addresses...)
+	return conn, err
+}
+
+func dialGRPC(r resolver.Builder) (*grpc.ClientConn, error) {
 	return grpc.NewClient("gateways:///all",
 		grpc.WithResolvers(r),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(retryPolicy),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second}))
+		// Turns on TCP_USER_TIMEOUT too. No more often than the gateways bear.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: deadPeer}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}, MinConnectTimeout: time.Second}))
 }
 
 // GRPC makes an Op of a unary call; call gets an option that collects who served it.
@@ -69,17 +77,53 @@ func GRPC(name string, call func(ctx context.Context, opts ...grpc.CallOption) e
 
 // REST is a client of the gateways' HTTP doors that holds all their addresses.
 type REST struct {
-	bases []string
+	bases []base
 	http  *http.Client
 	next  atomic.Uint64
 }
 
+// base is the HTTP door of one gateway.
+type base struct {
+	url string
+	// rests is until when calls go elsewhere, in Unix nanoseconds, as it could
+	// not be reached; 0 when it was reached last.
+	rests atomic.Int64
+}
+
+// restTime is how long a gateway that could not be reached is left alone; then
+// one call tries it.
+const restTime = time.Second
+
+// usable says whether a call should try this one first.
+func (b *base) usable(now time.Time) bool {
+	until := b.rests.Load()
+	return until == 0 || until <= now.UnixNano() && b.rests.CompareAndSwap(until, now.Add(restTime).UnixNano())
+}
+
 // NewREST makes a client; bases are URLs such as http://127.0.0.1:8080.
 func NewREST(bases ...string) *REST {
-	return &REST{bases: bases, http: &http.Client{Transport: &http.Transport{
+	dialer := &net.Dialer{Timeout: deadPeer, Control: giveUpOn(deadPeer)}
+	c := &REST{bases: make([]base, len(bases)), http: &http.Client{Transport: &http.Transport{
+		DialContext:         dialer.DialContext,
 		MaxIdleConnsPerHost: 256,
 		IdleConnTimeout:     30 * time.Second,
 	}}}
+	for i := range bases {
+		c.bases[i].url = bases[i]
+	}
+	return c
+}
+
+// pick is the next gateway in turn that is not resting; or that is, when all are.
+func (c *REST) pick() *base {
+	first := c.next.Add(1)
+	now := time.Now()
+	for i := range uint64(len(c.bases)) {
+		if b := &c.bases[(first+i)%uint64(len(c.bases))]; b.usable(now) {
+			return b
+		}
+	}
+	return &c.bases[first%uint64(len(c.bases))]
 }
 
 // Close ends idle connections.
@@ -97,6 +141,7 @@ type Request struct {
 // ProblemError is a response that is not a success.
 type ProblemError struct {
 	HTTPStatus int
+	RetryAfter string // the header of that name
 	Body       []byte
 }
 
@@ -115,8 +160,7 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 	if r.Idempotent {
 		tries = 4
 	}
-	first := c.next.Add(1)
-	for try := range uint64(tries) {
+	for try := range tries {
 		if try > 0 {
 			select {
 			case <-ctx.Done():
@@ -124,8 +168,14 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 			case <-time.After(20 * time.Millisecond << try):
 			}
 		}
-		base := c.bases[(first+try)%uint64(len(c.bases))]
-		if servedBy, err = c.once(ctx, base, r, body, out); !repeatable(err) {
+		b := c.pick()
+		servedBy, err = c.once(ctx, b.url, r, body, out)
+		if unreached := (*url.Error)(nil); errors.As(err, &unreached) && ctx.Err() == nil {
+			b.rests.Store(time.Now().Add(restTime).UnixNano())
+		} else {
+			b.rests.Store(0)
+		}
+		if ctx.Err() != nil || !repeatable(err) {
 			return servedBy, err
 		}
 	}
@@ -154,7 +204,7 @@ func (c *REST) once(ctx context.Context, base string, r Request, body []byte, ou
 	}
 	by := resp.Header.Get(ServedBy)
 	if resp.StatusCode/100 != 2 {
-		return by, &ProblemError{HTTPStatus: resp.StatusCode, Body: answer}
+		return by, &ProblemError{HTTPStatus: resp.StatusCode, RetryAfter: resp.Header.Get("Retry-After"), Body: answer}
 	}
 	if out == nil {
 		return by, nil
@@ -165,9 +215,10 @@ func (c *REST) once(ctx context.Context, base string, r Request, body []byte, ou
 	return by, nil
 }
 
-// repeatable says whether another gateway may succeed where this one failed.
+// repeatable says whether another gateway may succeed where this one failed
+// while there is time left; a machine that is gone fails with a timeout, too.
 func repeatable(err error) bool {
-	if err == nil || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if err == nil {
 		return false
 	}
 	if p := (*ProblemError)(nil); errors.As(err, &p) {

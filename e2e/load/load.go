@@ -33,9 +33,11 @@ type Plan struct {
 
 // Failure is one failed call.
 type Failure struct {
-	Op  string
-	At  time.Duration // since the start of the load
-	Err error
+	Op string
+	At time.Duration // since the start of the load
+	// Took is how long the call took to fail, from when it should have started.
+	Took time.Duration
+	Err  error
 }
 
 // Report is what happened.
@@ -77,7 +79,7 @@ func (r *Report) String() string {
 			fmt.Fprintf(&b, "\n  … and %d more failures", len(r.Failed)-i)
 			break
 		}
-		fmt.Fprintf(&b, "\n  failed %s after %s: %v", f.Op, round(f.At), f.Err)
+		fmt.Fprintf(&b, "\n  failed %s at %s, within %s: %v", f.Op, round(f.At), round(f.Took), f.Err)
 	}
 	return b.String()
 }
@@ -148,7 +150,7 @@ func (r *Running) record(op Op, due time.Time, by string, err error) {
 	r.report.Calls++
 	r.report.latencies = append(r.report.latencies, took)
 	if err != nil {
-		r.report.Failed = append(r.report.Failed, Failure{Op: op.Name, At: due.Sub(r.began), Err: err})
+		r.report.Failed = append(r.report.Failed, Failure{Op: op.Name, At: due.Sub(r.began), Took: took, Err: err})
 		return
 	}
 	if by != "" {

@@ -3,6 +3,10 @@ package load
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,4 +52,41 @@ func TestLoadBoundsCallsUnderWay(t *testing.T) {
 	report := r.Stop()
 	require.NotEmpty(t, report.Failed)
 	require.ErrorContains(t, report.Failed[0].Err, "not sent")
+}
+
+func TestRESTLeavesADeadGatewayAlone(t *testing.T) {
+	var served atomic.Int64
+	alive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { served.Add(1) }))
+	defer alive.Close()
+	dead := httptest.NewServer(http.NotFoundHandler())
+	dead.Close()
+	c := NewREST(dead.URL, alive.URL)
+	defer c.Close()
+	tries := 0
+	c.http.Transport = countingTransport{c.http.Transport, dead.URL, &tries}
+	for range 20 {
+		_, err := c.Do(t.Context(), Request{Method: "GET", Path: "/", Idempotent: true}, nil)
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 20, served.Load())
+	require.Equal(t, 1, tries, "within its rest the dead one is tried once")
+	c.bases[0].rests.Store(1) // long ago: one call tries it again
+	_, err := c.Do(t.Context(), Request{Method: "GET", Path: "/", Idempotent: true}, nil)
+	require.NoError(t, err)
+	_, err = c.Do(t.Context(), Request{Method: "GET", Path: "/", Idempotent: true}, nil)
+	require.NoError(t, err)
+	require.Equal(t, 2, tries)
+}
+
+type countingTransport struct {
+	http.RoundTripper
+	base  string
+	tries *int
+}
+
+func (c countingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasPrefix(r.URL.String(), c.base) {
+		*c.tries++
+	}
+	return c.RoundTripper.RoundTrip(r)
 }

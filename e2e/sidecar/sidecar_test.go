@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +29,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/e2e/load"
@@ -48,7 +46,6 @@ import (
 const (
 	clusterName = "e2e-sidecar"
 	environment = "development"
-	password    = "a pass phrase of e2e"
 	// allocations is the file in the box's folder in which it notes what it ran.
 	allocations = "allocations"
 )
@@ -100,15 +97,17 @@ func prepare(t *testing.T, ctx context.Context) string {
 		_, err := tools.Ensure(ctx, tool, say)
 		require.NoError(t, err)
 	}
+	root, err := tools.Root()
+	require.NoError(t, err)
+	services, err := stack.ReadServices(root)
+	require.NoError(t, err)
 	var programs []string
-	for _, service := range stack.Services() {
+	for _, service := range services {
 		for _, program := range service.Binaries {
 			programs = append(programs, program)
 		}
 	}
-	_, err := release.Build(ctx, programs...)
-	require.NoError(t, err)
-	root, err := tools.Root()
+	_, err = release.Build(ctx, programs...)
 	require.NoError(t, err)
 	return root
 }
@@ -169,7 +168,8 @@ func bringUp(t *testing.T, ctx context.Context) *platform {
 	cni, err := tools.Find(ctx, tools.CNI)
 	require.NoError(t, err)
 
-	services := stack.Services()
+	services, err := stack.ReadServices(root)
+	require.NoError(t, err)
 	for i := range services {
 		switch services[i].Name {
 		case "account":
@@ -269,69 +269,6 @@ func (p *platform) logs(t *testing.T) {
 	}
 }
 
-// keyReads are cheap calls through both doors, of a method declared idempotent.
-func (p *platform) keyReads() []load.Op {
-	return []load.Op{
-		{Name: "REST GetSigningKeys", Call: func(ctx context.Context) (string, error) {
-			return p.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys", Idempotent: true}, nil)
-		}},
-		load.GRPC("gRPC GetSigningKeys", func(ctx context.Context, opts ...grpc.CallOption) error {
-			_, err := p.account.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{}, opts...)
-			return err
-		}),
-	}
-}
-
-// mixed is 200 calls a second over REST and gRPC: reads, and five sign-ups a
-// second, each with a request_id of its own.
-func (p *platform) mixed(t *testing.T, ctx context.Context) load.Plan {
-	t.Helper()
-	prefix := fmt.Sprintf("sidecar-%d", time.Now().UnixNano())
-	name := prefix + "-reader"
-	up, err := p.account.SignUp(ctx, &accountv1.SignUpRequest{RequestId: name, Name: name, Password: password})
-	require.NoError(t, err)
-	in, err := p.account.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password})
-	require.NoError(t, err)
-	token, id := in.GetAccessToken(), up.GetAccount().GetAccountId()
-
-	reads := append(p.keyReads(),
-		load.Op{Name: "REST GetAccount", Call: func(ctx context.Context) (string, error) {
-			var got struct {
-				Account struct{ AccountID string }
-			}
-			by, err := p.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/accounts/me", Token: token, Idempotent: true}, &got)
-			if err == nil && got.Account.AccountID != id {
-				err = fmt.Errorf("got account %q instead of %q", got.Account.AccountID, id)
-			}
-			return by, err
-		}},
-		load.GRPC("gRPC GetAccount", func(ctx context.Context, opts ...grpc.CallOption) error {
-			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
-			got, err := p.account.GetAccount(ctx, &accountv1.GetAccountRequest{AccountId: "me"}, opts...)
-			if err == nil && got.GetAccount().GetAccountId() != id {
-				err = fmt.Errorf("got account %q instead of %q", got.GetAccount().GetAccountId(), id)
-			}
-			return err
-		}),
-	)
-	var ops []load.Op
-	for i := range 80 {
-		ops = append(ops, reads[i%len(reads)])
-	}
-	var next atomic.Int64
-	ops[20] = load.Op{Name: "REST SignUp", Call: func(ctx context.Context) (string, error) {
-		id := fmt.Sprintf("%s-%d", prefix, next.Add(1))
-		return p.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Idempotent: true,
-			Body: map[string]string{"requestId": id, "name": id, "password": password}}, nil)
-	}}
-	ops[60] = load.GRPC("gRPC SignUp", func(ctx context.Context, opts ...grpc.CallOption) error {
-		id := fmt.Sprintf("%s-%d", prefix, next.Add(1))
-		_, err := p.account.SignUp(ctx, &accountv1.SignUpRequest{RequestId: id, Name: id, Password: password}, opts...)
-		return err
-	})
-	return load.Plan{Rate: 200, Timeout: 10 * time.Second, Ops: ops}
-}
-
 // What is looked for on the machine afterwards is there to be found in the box.
 func testStaysInTheBox(t *testing.T, ctx context.Context, p *platform) {
 	ids, err := p.ran(ctx)
@@ -349,7 +286,7 @@ func testStaysInTheBox(t *testing.T, ctx context.Context, p *platform) {
 // Sign-up, log-in and reads under load: no failed call, and both instances share
 // the work.
 func testServes(t *testing.T, ctx context.Context, p *platform) {
-	plan := p.mixed(t, ctx)
+	plan := scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t)
 	plan.Calls = 2000
 	report := load.Start(ctx, plan).Wait()
 	t.Log("through Envoy: ", report)
@@ -362,7 +299,7 @@ func testServes(t *testing.T, ctx context.Context, p *platform) {
 func (p *platform) requireEven(t *testing.T, ctx context.Context) {
 	t.Helper()
 	const calls, instances = 600, 2
-	report := load.Start(ctx, load.Plan{Rate: 300, Calls: calls, Timeout: 5 * time.Second, Ops: p.keyReads()}).Wait()
+	report := load.Start(ctx, load.Plan{Rate: 300, Calls: calls, Timeout: 5 * time.Second, Ops: scenario.NewAccounts(p.rest, p.grpc).KeyReads()}).Wait()
 	t.Log("spread: ", report)
 	require.Empty(t, report.Failed)
 	require.Len(t, report.ByInstance, instances)
@@ -508,7 +445,7 @@ func testEnvoyCrashes(t *testing.T, ctx context.Context, p *platform) { p.crash(
 // crash kills one of two processes under load; callers do not notice.
 func (p *platform) crash(t *testing.T, ctx context.Context, program string) {
 	t.Helper()
-	running := load.Start(ctx, p.mixed(t, ctx))
+	running := load.Start(ctx, scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t))
 	scenario.AtLeast(ctx, t, running, 300)
 	pids := processes(t, program)
 	require.Len(t, pids, 2, "%s processes", program)
@@ -531,7 +468,7 @@ func (p *platform) crash(t *testing.T, ctx context.Context, program string) {
 // Replacing the instances one after the other fails no call: each leaves Consul
 // first, and its Envoy stops last.
 func testRestart(t *testing.T, ctx context.Context, p *platform) {
-	running := load.Start(ctx, p.mixed(t, ctx))
+	running := load.Start(ctx, scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t))
 	scenario.AtLeast(ctx, t, running, 200)
 	require.NoError(t, p.Jobs().Restart(ctx, "account", nil))
 	calls, _ := running.Snapshot()

@@ -1,0 +1,329 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/marquee-ads/marquee/e2e/load"
+	"github.com/marquee-ads/marquee/e2e/scenario"
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+)
+
+const (
+	// databaseAway is how long Postgres is taken away.
+	databaseAway = 10 * time.Second
+	// answerWithin is how long a call may take to be told that the database is
+	// away: twice what the service waits for it at the longest, and less than the
+	// calls' own deadline.
+	answerWithin = 10 * time.Second
+)
+
+// The database goes away and comes back, and callers are told the truth.
+func TestDatabase(t *testing.T) {
+	t.Run("Stopped", func(t *testing.T) {
+		databaseTrouble(t, true, func(ctx context.Context) {
+			require.NoError(t, the.Jobs().Stop(ctx, "account-db", false))
+			pause(t, ctx, databaseAway)
+			_, err := the.Deploy(ctx, "account-db", nil)
+			require.NoError(t, err)
+		})
+	})
+	// It takes connections and answers nothing, as on a machine that thrashes.
+	t.Run("Frozen", func(t *testing.T) {
+		databaseTrouble(t, true, func(ctx context.Context) {
+			frozen := postgresProcesses(t)
+			t.Cleanup(func() { signalAll(t, frozen, syscall.SIGCONT) })
+			signalAll(t, frozen, syscall.SIGSTOP)
+			pause(t, ctx, databaseAway)
+			signalAll(t, frozen, syscall.SIGCONT)
+		})
+	})
+	t.Run("KilledAmidCommits", func(t *testing.T) {
+		// Nomad may have it back before the instances miss it twice in a row.
+		databaseTrouble(t, false, func(ctx context.Context) {
+			const times = 3
+			for i := range times {
+				killed := postgresProcesses(t)
+				signalAll(t, killed, syscall.SIGKILL)
+				scenario.Eventually(ctx, t, 30*time.Second, "another Postgres runs", func() error {
+					if pid := postmaster(t); pid == 0 || pid == killed[0] {
+						return errNotYet
+					}
+					return nil
+				})
+				if i < times-1 {
+					healthy(t, ctx, "account", 3, time.Minute)
+				}
+			}
+		})
+	})
+}
+
+// databaseTrouble makes trouble under load and requires of it what every trouble
+// with the database must come down to. long is trouble that makes the instances
+// unready.
+func databaseTrouble(t *testing.T, long bool, trouble func(context.Context)) {
+	ctx := begin(t, 3*time.Minute)
+	d := openDoors(t, ctx)
+	book := newLedger(newSignUps(d))
+	try, reads := book.reads(t, ctx)
+	started := time.Now()
+	running := load.Start(ctx, load.Plan{Rate: 60, Timeout: 12 * time.Second, Ops: append(book.ops(), reads...)})
+	scenario.AtLeast(ctx, t, running, 180)
+	calls, _ := running.Snapshot()
+
+	unready := make(chan time.Duration, 1)
+	var watching sync.WaitGroup
+	began := time.Now()
+	watching.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for time.Since(began) < databaseAway && ctx.Err() == nil {
+			if ids, err := instances(ctx, "account"); err == nil && len(ids) == 0 {
+				unready <- time.Since(began)
+				return
+			}
+			<-tick.C
+		}
+	})
+	trouble(ctx)
+	over := time.Now()
+	watching.Wait()
+	healthy(t, ctx, "account", 3, time.Minute)
+	// Through both doors, as before.
+	scenario.Eventually(ctx, t, 20*time.Second, "calls go well again", func() error { return try(ctx) })
+	recovered := time.Since(over)
+	fine := time.Since(started)
+	now, _ := running.Snapshot()
+	scenario.AtLeast(ctx, t, running, now+120)
+	report := running.Stop()
+
+	select {
+	case after := <-unready:
+		t.Logf("no instance was ready %.1f s after", after.Seconds())
+	default:
+		require.False(t, long, "the instances stayed ready for %s without their database", databaseAway)
+		t.Log("it was back before all instances were unready")
+	}
+	t.Logf("served again %.1f s after the trouble was over; %d calls before it", recovered.Seconds(), calls)
+	t.Log(summary(report))
+	require.NotEmpty(t, report.Failed, "calls went on without a database")
+	for _, f := range report.Failed {
+		// A sign-up may also find too many before it, which wait for the database.
+		if !strings.HasSuffix(f.Op, "SignUp") || tooMuch(f.Err) != nil {
+			require.NoError(t, toldToTryAgain(f.Err), "%s at %s", f.Op, f.At)
+		}
+		require.Less(t, f.Took, answerWithin, "%s at %s: %v", f.Op, f.At, f.Err)
+		require.Less(t, f.At, fine, "%s fails after all was well again: %v", f.Op, f.Err)
+	}
+	book.check(t, ctx)
+}
+
+// toldToTryAgain returns nil for an answer that says that the service is not
+// available and when to try again.
+func toldToTryAgain(err error) error {
+	return toldWhen(err, http.StatusServiceUnavailable, codes.Unavailable)
+}
+
+// toldWhen returns nil for an answer of that status or code which says when to
+// try again.
+func toldWhen(err error, httpStatus int, code codes.Code) error {
+	if p := (*load.ProblemError)(nil); errors.As(err, &p) {
+		seconds, bad := strconv.Atoi(p.RetryAfter)
+		if p.HTTPStatus != httpStatus || bad != nil || seconds < 1 || seconds > 30 {
+			return fmt.Errorf("want %d with Retry-After, got %q: %w", httpStatus, p.RetryAfter, err)
+		}
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok || st.Code() != code {
+		return fmt.Errorf("want %s: %w", code, err)
+	}
+	for _, detail := range st.Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok && info.GetRetryDelay().AsDuration() > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("without RetryInfo: %w", err)
+}
+
+// summary is a report with its failures by kind instead of one by one.
+func summary(r *load.Report) string {
+	kinds := map[string]int{}
+	longest := time.Duration(0)
+	for _, f := range r.Failed {
+		kinds[fmt.Sprintf("%s: %.120v", f.Op, f.Err)]++
+		longest = max(longest, f.Took)
+	}
+	text := fmt.Sprintf("%d calls in %.1f s, %d failed, within %s at the longest", r.Calls, r.Took.Seconds(), len(r.Failed), longest.Round(time.Millisecond))
+	for kind, n := range kinds {
+		text += fmt.Sprintf("\n  %5d %s", n, kind)
+	}
+	return text
+}
+
+// ledger is sign-ups of which those that failed are remembered as well: whether
+// they were done is not known, but they must not have been done by half.
+type ledger struct {
+	*signUps
+
+	failing sync.Mutex
+	failed  []string
+}
+
+func newLedger(s *signUps) *ledger { return &ledger{signUps: s} }
+
+// ops sign up over each door, once each: a client that repeats its calls by
+// itself would hide what they were told.
+func (l *ledger) ops() []load.Op {
+	over := func(name string, signUp func(ctx context.Context, id string) (account, by string, err error)) load.Op {
+		return load.Op{Name: name, Call: func(ctx context.Context) (string, error) {
+			id := fmt.Sprintf("%s-%d", l.prefix, l.next.Add(1))
+			account, by, err := signUp(ctx, id)
+			l.remember(id, account, err)
+			if err != nil {
+				l.failing.Lock()
+				l.failed = append(l.failed, id)
+				l.failing.Unlock()
+			}
+			return by, err
+		}}
+	}
+	return []load.Op{
+		over("REST SignUp", func(ctx context.Context, id string) (string, string, error) {
+			var answer struct {
+				Account struct {
+					AccountID string `json:"accountId"`
+				} `json:"account"`
+			}
+			by, err := l.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Body: map[string]string{
+				"requestId": id, "name": id, "password": password,
+			}}, &answer)
+			return answer.Account.AccountID, by, err
+		}),
+		over("gRPC SignUp", func(ctx context.Context, id string) (string, string, error) {
+			var header metadata.MD
+			answer, err := l.client.SignUp(ctx, l.request(id), grpc.Header(&header))
+			return answer.GetAccount().GetAccountId(), strings.Join(header.Get(load.ServedBy), ""), err
+		}),
+	}
+}
+
+// reads are calls that need the database, and one of them to try it with.
+func (l *ledger) reads(t *testing.T, ctx context.Context) (try func(context.Context) error, ops []load.Op) {
+	t.Helper()
+	id := l.prefix + "-reader"
+	_, err := l.client.SignUp(ctx, l.request(id))
+	require.NoError(t, err)
+	session, err := l.client.LogIn(ctx, &accountv1.LogInRequest{Name: id, Password: password})
+	require.NoError(t, err)
+	token := session.GetAccessToken()
+	get := func(ctx context.Context) (string, error) {
+		return l.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/accounts/me", Token: token}, nil)
+	}
+	over := load.GRPC("gRPC GetAccount", func(ctx context.Context, opts ...grpc.CallOption) error {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+		_, err := l.client.GetAccount(ctx, &accountv1.GetAccountRequest{AccountId: "me"}, opts...)
+		return err
+	})
+	for range 3 {
+		ops = append(ops, load.Op{Name: "REST GetAccount", Call: get}, over)
+	}
+	try = func(ctx context.Context) error {
+		_, err := get(ctx)
+		if err == nil {
+			_, err = over.Call(ctx)
+		}
+		return err
+	}
+	return try, ops
+}
+
+// check adds to that of the sign-ups: one that failed, sent again, is answered,
+// so that either nothing or all of it was done.
+func (l *ledger) check(t *testing.T, ctx context.Context) {
+	t.Helper()
+	l.signUps.check(t, ctx)
+	accounts := map[string]string{}
+	for _, id := range l.failed {
+		answer, err := l.client.SignUp(ctx, l.request(id), grpc.WaitForReady(true))
+		require.NoError(t, err, "%s failed, and does so for ever", id)
+		account := answer.GetAccount().GetAccountId()
+		require.Empty(t, accounts[account], "%s and %s share an account", id, accounts[account])
+		accounts[account] = id
+	}
+	t.Logf("%d sign-ups that had failed were done once when sent again", len(l.failed))
+}
+
+// postmaster is the process id of account's Postgres; 0 while there is none.
+func postmaster(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(the.Cluster().Volumes(), "account-db", "data", "postmaster.pid"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0
+	}
+	require.NoError(t, err)
+	first, _, _ := strings.Cut(string(text), "\n")
+	pid, _ := strconv.Atoi(strings.TrimSpace(first)) // half written: not there yet
+	return pid
+}
+
+// postgresProcesses are those of account's Postgres, the postmaster first.
+func postgresProcesses(t *testing.T) []int {
+	t.Helper()
+	found := []int{postmaster(t)}
+	require.NotZero(t, found[0], "Postgres does not run")
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	for _, path := range all {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(found[0]) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			require.NoError(t, err)
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+func signalAll(t *testing.T, pids []int, signal syscall.Signal) {
+	t.Helper()
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, signal); err != nil {
+			require.ErrorIs(t, err, syscall.ESRCH, "signalling %d", pid)
+		}
+	}
+}
+
+// pause is for how long a fault lasts, which is no condition to wait for.
+func pause(t *testing.T, ctx context.Context, d time.Duration) {
+	t.Helper()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		require.NoError(t, ctx.Err())
+	}
+}

@@ -1,0 +1,253 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/marquee-ads/marquee/e2e/load"
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
+)
+
+// overloadVariable says how long too much is asked, for example 1m; without it
+// it is overloadDefault.
+const (
+	overloadVariable = "MARQUEE_E2E_OVERLOAD"
+	overloadDefault  = 15 * time.Second
+)
+
+// Twice as much is asked as can be done: what is let in is done as fast as ever,
+// the rest is refused at once with when to try again, nothing is restarted, and
+// afterwards all is as before.
+func TestOverload(t *testing.T) {
+	lasts := overloadDefault
+	if text := os.Getenv(overloadVariable); text != "" {
+		var err error
+		lasts, err = time.ParseDuration(text)
+		require.NoError(t, err, overloadVariable)
+	}
+	// Its capacity is known: so many calls at once, half a second each.
+	t.Run("Calls", func(t *testing.T) {
+		ctx := begin(t, lasts+2*time.Minute)
+		d := openDoors(t, ctx)
+		const atOnce, delay, count = 50, 500 * time.Millisecond, 2
+		echo := echov1.NewEchoServiceClient(d.grpc)
+		ops := []load.Op{
+			{Name: "REST Echo", Call: func(ctx context.Context) (string, error) {
+				return d.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/echo", Body: map[string]any{"text": "x", "delayMs": delay.Milliseconds()}}, nil)
+			}},
+			load.GRPC("gRPC Echo", func(ctx context.Context, opts ...grpc.CallOption) error {
+				_, err := echo.Echo(ctx, &echov1.EchoRequest{Text: "x", DelayMs: int32(delay.Milliseconds())}, opts...)
+				return err
+			}),
+		}
+		capacity := count * atOnce * int(time.Second/delay)
+		overload(t, ctx, d, asked{service: "echo", program: "echod", instances: count, capacity: capacity, lasts: lasts, ops: ops,
+			slower: delay})
+	})
+	// Its capacity is the machine's: a password is made to be expensive to check.
+	t.Run("LogIns", func(t *testing.T) {
+		ctx := begin(t, lasts+2*time.Minute)
+		d := openDoors(t, ctx)
+		s := newSignUps(d)
+		names := make([]string, 20)
+		for i := range names {
+			names[i] = fmt.Sprintf("%s-%d", s.prefix, i)
+			_, err := s.client.SignUp(ctx, s.request(names[i]))
+			require.NoError(t, err)
+		}
+		next := make(chan string, len(names))
+		for _, name := range names {
+			next <- name
+		}
+		someone := func() string { name := <-next; next <- name; return name }
+		ops := []load.Op{
+			{Name: "REST LogIn", Call: func(ctx context.Context) (string, error) {
+				return d.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/sessions", Body: map[string]string{"name": someone(), "password": password}}, nil)
+			}},
+			load.GRPC("gRPC LogIn", func(ctx context.Context, opts ...grpc.CallOption) error {
+				_, err := s.client.LogIn(ctx, &accountv1.LogInRequest{Name: someone(), Password: password}, opts...)
+				return err
+			}),
+		}
+		capacity := measureCapacity(t, ctx, ops)
+		// A log-in may wait a moment for its turn, or behind one that is under way
+		// and four that wait.
+		overload(t, ctx, d, asked{service: "account", program: "accountd", instances: 3, capacity: capacity, lasts: lasts, ops: ops,
+			least: 100, slower: time.Second, before: 5})
+	})
+}
+
+// asked is what is asked of a service that has capacity calls a second.
+type asked struct {
+	service, program    string
+	instances, capacity int
+	lasts               time.Duration
+	ops                 []load.Op
+	// least is the least that is asked at once, where the capacity is not known
+	// for certain.
+	least int
+	// slower is how much longer a call that is let in may take than without
+	// overload, at the 99th percentile; or as long as those take of which so many
+	// may be before it, where that is more.
+	slower time.Duration
+	before int
+}
+
+// refusedWithin is how long a refusal may take at the 99th percentile: a tenth of
+// what callers wait who are not refused early but time out, and no figure for a
+// machine with nothing else to do. On one where calls take longer than that
+// without overload it is twice what they take.
+const refusedWithin = time.Second
+
+func overload(t *testing.T, ctx context.Context, d doors, a asked) {
+	alive := processes(t, a.program)
+	usual := &timed{}
+	// A quarter of what it can do, before and after.
+	calm := load.Plan{Rate: max(4, a.capacity/4), Calls: max(4, a.capacity/4) * 4, Timeout: 10 * time.Second, Ops: usual.of(a.ops)}
+	report := load.Start(ctx, calm).Wait()
+	require.Empty(t, report.Failed, "without overload")
+
+	// Somebody else's calls, and the registry's opinion, meanwhile.
+	others := load.Start(ctx, load.Plan{Rate: 20, Timeout: 10 * time.Second, Ops: d.keyReads()})
+	watched, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	lowest := a.instances
+	watching.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for watched.Err() == nil {
+			if ids, err := instances(watched, a.service); err == nil {
+				lowest = min(lowest, len(ids))
+			}
+			<-tick.C
+		}
+	})
+	busy := &timed{}
+	rate := max(2*a.capacity, a.least)
+	running := load.Start(ctx, load.Plan{
+		Rate: rate, Calls: int(float64(rate) * a.lasts.Seconds()), Timeout: 10 * time.Second, MaxInFlight: 20 * rate, Ops: busy.of(a.ops),
+	})
+	report = running.Wait()
+	stop()
+	watching.Wait()
+	otherReport := others.Stop()
+
+	accepted, refused, normal := busy.quantiles(true), busy.quantiles(false), usual.quantiles(true)
+	bound := max(normal.p99+a.slower, normal.p99*time.Duration(a.before+1))
+	t.Logf("%d calls a second for %s of %s, which can do %d: %d done, %.0f a second, p50 %s, p99 %s (otherwise %s and %s); %d refused, p50 %s, p99 %s",
+		rate, a.lasts, a.service, a.capacity, accepted.n, float64(accepted.n)/report.Took.Seconds(), accepted.p50, accepted.p99,
+		normal.p50, normal.p99, refused.n, refused.p50, refused.p99)
+	t.Logf("other calls meanwhile: %d, %d failed, p50 %s, p99 %s", otherReport.Calls, len(otherReport.Failed),
+		otherReport.Quantile(.5).Round(time.Millisecond), otherReport.Quantile(.99).Round(time.Millisecond))
+	for _, f := range report.Failed {
+		require.NoError(t, tooMuch(f.Err), "%s at %s", f.Op, f.At)
+	}
+	require.NotZero(t, refused.n, "twice the capacity was done")
+	require.Greater(t, accepted.n, int(float64(a.capacity)*a.lasts.Seconds()/2), "less was done than half of what it can do")
+	require.Less(t, accepted.p99, bound, "calls that were let in became slow")
+	require.Less(t, refused.p99, max(refusedWithin, 2*normal.p99), "refusals came late")
+	require.Empty(t, otherReport.Failed, "other calls")
+	require.Equal(t, a.instances, lowest, "healthy instances at the least")
+	require.Equal(t, alive, processes(t, a.program), "processes were started anew")
+
+	after := &timed{}
+	calm.Ops = after.of(a.ops)
+	report = load.Start(ctx, calm).Wait()
+	t.Logf("afterwards p50 %s, p99 %s", after.quantiles(true).p50, after.quantiles(true).p99)
+	require.Empty(t, report.Failed, "afterwards")
+	require.Less(t, after.quantiles(true).p99, bound, "afterwards calls are slow")
+}
+
+// tooMuch returns nil for an early refusal that says when to try again.
+func tooMuch(err error) error {
+	return toldWhen(err, http.StatusTooManyRequests, codes.ResourceExhausted)
+}
+
+// measureCapacity is how many calls a second are answered when six callers wait
+// for one before they make the next.
+func measureCapacity(t *testing.T, ctx context.Context, ops []load.Op) int {
+	t.Helper()
+	const callers, lasts = 6, 4 * time.Second
+	began, done := time.Now(), make([]int, callers)
+	errs := make([]error, callers)
+	var calling sync.WaitGroup
+	for i := range callers {
+		calling.Go(func() {
+			for time.Since(began) < lasts && errs[i] == nil {
+				_, err := ops[i%len(ops)].Call(ctx)
+				switch {
+				case err == nil:
+					done[i]++
+				case tooMuch(err) != nil: // six may be too many
+					errs[i] = err
+				}
+			}
+		})
+	}
+	calling.Wait()
+	total := 0
+	for i := range callers {
+		require.NoError(t, errs[i])
+		total += done[i]
+	}
+	return max(1, int(float64(total)/time.Since(began).Seconds()))
+}
+
+// timed notes how long calls take, apart for those that are done and refused.
+type timed struct {
+	mu            sync.Mutex
+	done, refused []time.Duration
+}
+
+func (m *timed) of(ops []load.Op) []load.Op {
+	measured := make([]load.Op, len(ops))
+	for i, op := range ops {
+		measured[i] = load.Op{Name: op.Name, Call: func(ctx context.Context) (string, error) {
+			began := time.Now()
+			by, err := op.Call(ctx)
+			took := time.Since(began)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if err == nil {
+				m.done = append(m.done, took)
+			} else {
+				m.refused = append(m.refused, took)
+			}
+			return by, err
+		}}
+	}
+	return measured
+}
+
+type quantiles struct {
+	n        int
+	p50, p99 time.Duration
+}
+
+func (m *timed) quantiles(done bool) quantiles {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := m.refused
+	if done {
+		all = m.done
+	}
+	if len(all) == 0 {
+		return quantiles{}
+	}
+	slices.Sort(all)
+	at := func(q float64) time.Duration {
+		return all[min(int(q*float64(len(all))), len(all)-1)].Round(time.Millisecond)
+	}
+	return quantiles{n: len(all), p50: at(.5), p99: at(.99)}
+}

@@ -1,0 +1,479 @@
+package vms
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/marquee-ads/marquee/e2e/load"
+	"github.com/marquee-ads/marquee/e2e/scenario"
+	"github.com/marquee-ads/marquee/platform/environment"
+	"github.com/marquee-ads/marquee/platform/keys"
+	"github.com/marquee-ads/marquee/platform/tools"
+	"github.com/marquee-ads/marquee/platform/vms"
+	"github.com/marquee-ads/marquee/platform/vms/box"
+)
+
+// name of the environment: not that of make vms, which may run beside it.
+const name = "e2e-vms"
+
+// network is not that of make vms either, so that a mix-up shows.
+const network = "10.78.0.0/24"
+
+// What each step may take on two cores under emulation, five times what it does.
+const (
+	upLimit      = 12 * time.Minute
+	deployLimit  = 8 * time.Minute
+	destroyLimit = 2 * time.Minute
+	// toDestroy is kept from the test's own time for the end.
+	toDestroy = destroyLimit + 30*time.Second
+)
+
+// marquee is the command that make e2e-vms has built.
+func marquee(t *testing.T) string {
+	t.Helper()
+	root, err := tools.Root()
+	require.NoError(t, err)
+	program := filepath.Join(root, ".marquee", "bin", "marquee")
+	require.FileExists(t, program, "make marquee builds it")
+	return program
+}
+
+// run runs marquee, with its progress in the test's log.
+func run(t *testing.T, limit time.Duration, args ...string) ([]byte, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, marquee(t), args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 40 * time.Second
+	progress, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	start := time.Now()
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(progress)
+	for lines.Scan() {
+		t.Logf("%s: %s", strings.Join(args[:min(4, len(args))], " "), lines.Text())
+	}
+	err = cmd.Wait()
+	t.Logf("marquee %s took %.1f s", strings.Join(args, " "), time.Since(start).Seconds())
+	if ctx.Err() != nil {
+		err = fmt.Errorf("marquee %s took longer than %s", strings.Join(args, " "), limit)
+	}
+	return out.Bytes(), err
+}
+
+// deadline is the test's end, less what it takes to clean up.
+func deadline(t *testing.T) (context.Context, context.CancelFunc) {
+	t.Helper()
+	end, ok := t.Deadline()
+	require.True(t, ok, "run this with -timeout: make e2e-vms does")
+	return context.WithDeadline(t.Context(), end.Add(-toDestroy))
+}
+
+// TestVMs makes the machines, runs the scenarios in their network, and destroys
+// them.
+func TestVMs(t *testing.T) {
+	if os.Getenv(box.InsideVariable) != "" {
+		t.Skip("this is the part outside of the box")
+	}
+	if os.Getenv("MARQUEE_E2E_VMS") == "" {
+		t.Skip("it makes virtual machines for a quarter of an hour: make e2e-vms")
+	}
+	root, err := tools.Root()
+	require.NoError(t, err)
+	servers := "1"
+	if want := os.Getenv("MARQUEE_E2E_SERVERS"); want != "" {
+		servers = want
+	}
+	destroy := func() {
+		_, err := run(t, destroyLimit, "vms", "--env", name, "destroy")
+		require.NoError(t, err)
+	}
+	destroy() // what a killed run left
+	t.Cleanup(destroy)
+	links := interfaces(t)
+
+	// What is half made is finished by a second call.
+	interrupted(t, "--servers", servers)
+	out, err := run(t, upLimit, "vms", "--env", name, "up", "--servers", servers, "--clients", "2", "--network", network, "--json")
+	require.NoError(t, err)
+	var up struct {
+		Healthy  bool          `json:"healthy"`
+		Seconds  float64       `json:"seconds"`
+		Machines []vms.Machine `json:"machines"`
+	}
+	require.NoError(t, json.Unmarshal(out, &up), "%s", out)
+	require.True(t, up.Healthy)
+	t.Logf("%d machines are a cluster after %.0f s", len(up.Machines), up.Seconds)
+	require.Equal(t, links, interfaces(t), "the host has no interface more")
+
+	ctx, cancel := deadline(t)
+	defer cancel()
+	inside(t, ctx, root)
+	if t.Failed() {
+		return
+	}
+
+	destroy()
+	require.NoDirExists(t, environment.Folder(root, name))
+	require.Empty(t, processes(t, environment.Folder(root, name)), "no process is left")
+	require.Equal(t, links, interfaces(t), "no interface is left")
+}
+
+// interrupted begins to make the machines and is interrupted while Terraform is
+// at it.
+func interrupted(t *testing.T, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), upLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, marquee(t), append([]string{"vms", "--env", name, "up", "--clients", "2", "--network", network}, args...)...)
+	progress, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines, once := bufio.NewScanner(progress), sync.Once{}
+	said := ""
+	for lines.Scan() {
+		t.Log("to be interrupted: " + lines.Text())
+		said += lines.Text() + "\n"
+		if strings.Contains(lines.Text(), "libvirt_volume") {
+			once.Do(func() { require.NoError(t, cmd.Process.Signal(os.Interrupt)) })
+		}
+	}
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Wait(), &exit)
+	require.Equal(t, 1, exit.ExitCode())
+	require.Contains(t, said, "marquee vms up goes on with it")
+}
+
+// inside runs the rest of the test in the network of the machines.
+func inside(t *testing.T, ctx context.Context, root string) {
+	t.Helper()
+	b, err := box.New(filepath.Join(environment.Folder(root, name), "box"))
+	require.NoError(t, err)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	end, _ := ctx.Deadline()
+	cmd, err := b.Enter(ctx, self, "-test.run=^TestInside$", "-test.v", "-test.timeout="+time.Until(end).String())
+	require.NoError(t, err)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	require.NoError(t, cmd.Run(), "the scenarios in the machines' network")
+}
+
+func interfaces(t *testing.T) []string {
+	t.Helper()
+	found, err := net.Interfaces()
+	require.NoError(t, err)
+	var names []string
+	for _, i := range found {
+		names = append(names, i.Name)
+	}
+	return names
+}
+
+// processes are the command lines that name a folder.
+func processes(t *testing.T, dir string) []string {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	var found []string
+	for _, path := range paths {
+		if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(dir)) {
+			found = append(found, string(bytes.ReplaceAll(text, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
+
+// room is the cluster as the scenarios see it, from inside of its network.
+type room struct {
+	env   *environment.Environment
+	nodes []keys.Node
+}
+
+// TestInside is the part of TestVMs that reaches the machines.
+func TestInside(t *testing.T) {
+	if os.Getenv(box.InsideVariable) == "" {
+		t.Skip("TestVMs runs this in the machines' network")
+	}
+	root, err := tools.Root()
+	require.NoError(t, err)
+	made, err := vms.Open(vms.Config{Root: root, Name: name})
+	require.NoError(t, err)
+	env, err := environment.Load(root, name)
+	require.NoError(t, err)
+	r := &room{env: env, nodes: made.Nodes()}
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(28*time.Minute))
+	defer cancel()
+
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T, context.Context)
+	}{
+		{"ApplyAgainChangesNothing", r.noChanges},
+		{"Deploy", r.deploy},
+		{"SignUpAndLogIn", r.signUp},
+		{"OpenPorts", r.openPorts},
+		{"LoseAMachine", r.loseAMachine},
+		{"BackAgainChangesNothing", r.noChanges},
+	} {
+		if !t.Run(step.name, func(t *testing.T) { step.run(t, ctx) }) {
+			r.consoles(t, made)
+			return
+		}
+	}
+}
+
+// consoles prints what the machines said last.
+func (r *room) consoles(t *testing.T, made *vms.Environment) {
+	t.Helper()
+	for _, n := range r.nodes {
+		text, err := os.ReadFile(made.SerialLog(n.Name))
+		t.Logf("%s's console ends with (%v):\n%s", n.Name, err, text[max(0, len(text)-1500):])
+	}
+}
+
+func (r *room) noChanges(t *testing.T, _ context.Context) {
+	out, err := run(t, 4*time.Minute, "vms", "--env", name, "plan")
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "Nothing would be changed")
+}
+
+// deploy runs the jobs. An emulated machine that is busy may miss the jobs'
+// deadlines; then a second call must finish what the first began.
+func (r *room) deploy(t *testing.T, _ context.Context) {
+	_, err := run(t, deployLimit, "jobs", "deploy", "--env", name)
+	if err != nil {
+		t.Logf("a second time, because: %v", err)
+		_, err = run(t, deployLimit, "jobs", "deploy", "--env", name)
+	}
+	require.NoError(t, err)
+}
+
+// doors are the gateways' doors on these machines.
+func (r *room) doors(t *testing.T, addresses ...string) (*scenario.Accounts, *load.REST) {
+	t.Helper()
+	var bases, grpc []string
+	for _, a := range addresses {
+		bases, grpc = append(bases, "http://"+net.JoinHostPort(a, "8080")), append(grpc, net.JoinHostPort(a, "8081"))
+	}
+	rest := load.NewREST(bases...)
+	t.Cleanup(rest.Close)
+	conn, err := load.DialGRPC(grpc...)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	return scenario.NewAccounts(rest, conn), rest
+}
+
+// signUp makes an account through the edge and logs in to it.
+func (r *room) signUp(t *testing.T, ctx context.Context) {
+	_, rest := r.doors(t, r.env.Edge...)
+	account := fmt.Sprintf("somebody-%d@example.com", time.Now().UnixNano())
+	var made struct {
+		Account struct {
+			AccountID string `json:"accountId"`
+		} `json:"account"`
+	}
+	scenario.Eventually(ctx, t, time.Minute, "somebody can sign up through the edge", func() error {
+		_, err := rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Idempotent: true, Body: map[string]string{
+			"requestId": account, "name": account, "password": scenario.Password,
+		}}, &made)
+		return err
+	})
+	require.NotEmpty(t, made.Account.AccountID)
+	var in struct {
+		AccessToken string `json:"accessToken"`
+	}
+	_, err := rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/sessions", Body: map[string]string{
+		"name": account, "password": scenario.Password,
+	}}, &in)
+	require.NoError(t, err)
+	var me struct {
+		Account struct {
+			AccountID string `json:"accountId"`
+		} `json:"account"`
+	}
+	_, err = rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/accounts/me", Token: in.AccessToken, Idempotent: true}, &me)
+	require.NoError(t, err)
+	require.Equal(t, made.Account.AccountID, me.Account.AccountID)
+	_, err = rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/sessions", Body: map[string]string{
+		"name": account, "password": "another pass phrase",
+	}}, nil)
+	var problem *load.ProblemError
+	require.ErrorAs(t, err, &problem)
+	require.Equal(t, 401, problem.HTTPStatus)
+}
+
+// loseAMachine destroys the client without the database under load, which goes
+// on; then it is made again and everything is as before.
+func (r *room) loseAMachine(t *testing.T, ctx context.Context) {
+	const victim, other = "client-2", "client-1"
+	address := func(node string) string {
+		return r.nodes[slices.IndexFunc(r.nodes, func(n keys.Node) bool { return n.Name == node })].Address
+	}
+	nomad, err := r.env.Nomad()
+	require.NoError(t, err)
+	state := func(node string) (string, string, error) {
+		nodes, _, err := nomad.Nodes().List(nil)
+		if err != nil {
+			return "", "", err
+		}
+		for _, n := range nodes {
+			if n.Name == node && n.Status == "ready" {
+				return n.ID, n.Status, nil
+			}
+		}
+		return "", "not ready", nil
+	}
+	before, _, err := state(victim)
+	require.NoError(t, err)
+	require.NotEmpty(t, before)
+
+	// Callers know both doors. An emulated machine answers some twenty calls a
+	// second while it also starts tasks.
+	accounts, rest := r.doors(t, address(other), address(victim))
+	defer rest.Close()
+	plan := load.Plan{Rate: 10, Timeout: 30 * time.Second, Ops: accounts.KeyReads()[:1]}
+	running := load.Start(ctx, plan)
+	scenario.AtLeast(ctx, t, running, 100)
+
+	out, err := exec.CommandContext(ctx, marquee(t), "vms", "--env", name, "exec", "virsh", "destroy", name+"-"+victim).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	noticed := scenario.Eventually(ctx, t, 3*time.Minute, "Nomad sees that "+victim+" is down", func() error {
+		_, status, err := state(victim)
+		if err == nil && status == "ready" {
+			err = errors.New("it is ready")
+		}
+		return err
+	})
+	calls, _ := running.Snapshot()
+	scenario.AtLeast(ctx, t, running, calls+100)
+	report := running.Stop()
+	t.Logf("%s was destroyed, Nomad knew after %.1f s:\n%s", victim, noticed.Seconds(), report)
+	require.Empty(t, report.Failed, "no call that may be repeated failed")
+
+	planned, err := run(t, 4*time.Minute, "vms", "--env", name, "plan")
+	require.Error(t, err, "the plan sees that it is missing")
+	require.Contains(t, string(planned), victim)
+	_, err = run(t, upLimit, "vms", "--env", name, "up")
+	require.NoError(t, err)
+	after, status, err := state(victim)
+	require.NoError(t, err)
+	require.Equal(t, "ready", status)
+	require.Equal(t, before, after, "it is the same node, with its data")
+	r.signUp(t, ctx)
+}
+
+// openPorts tries every port of every machine from an address outside of the
+// cluster's network, and compares with what docs/operations.md says.
+func (r *room) openPorts(t *testing.T, ctx context.Context) {
+	root, err := tools.Root()
+	require.NoError(t, err)
+	written, err := scenario.WrittenPorts(root)
+	require.NoError(t, err)
+	// TEST-NET-3: nobody's. Only this box's network has it.
+	outsider := net.IPv4(203, 0, 113, 7)
+	out, err := exec.CommandContext(ctx, "ip", "address", "replace", outsider.String()+"/32", "dev", "lo").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	for _, n := range r.nodes {
+		roles := []string{"servers"}
+		if n.Role == keys.Client {
+			roles = []string{"clients", "edge"}
+		}
+		var may []int
+		for port := 1; port < 1<<16; port++ {
+			if written.TCP(port, "everyone", roles...) {
+				may = append(may, port)
+			}
+		}
+		found := scan(t, ctx, outsider, n.Address)
+		t.Logf("%s: open from outside: %v, of %v", n.Name, found, may)
+		for _, port := range found {
+			require.Contains(t, may, port, "%s has a port open to the world that is not written down", n.Name)
+		}
+		if slices.Contains(r.env.Edge, n.Address) {
+			require.Contains(t, found, 8080, "the door of %s is open", n.Name)
+		}
+		// The scan does see ports that are open to somebody else.
+		if n.Role == keys.Server {
+			require.NotContains(t, found, 22)
+			require.True(t, knock(ctx, nil, n.Address, 22), "the operator reaches ssh on %s", n.Name)
+		}
+	}
+}
+
+// atOnce is how many ports are tried at once, and patience how long an answer of
+// a machine on the same host may take: a firewall that drops gives none.
+const (
+	atOnce   = 4096
+	patience = 1500 * time.Millisecond
+)
+
+func scan(t *testing.T, ctx context.Context, from net.IP, address string) []int {
+	t.Helper()
+	var mu sync.Mutex
+	var found []int
+	var group sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for port := 1; port < 1<<16; port++ {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if knock(ctx, from, address, port) {
+				mu.Lock()
+				defer mu.Unlock()
+				found = append(found, port)
+			}
+		})
+	}
+	group.Wait()
+	slices.Sort(found)
+	return found
+}
+
+// knock says whether a port answers a connection from an address; nil is any.
+func knock(ctx context.Context, from net.IP, address string, port int) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var d net.Dialer
+	if from != nil {
+		d.LocalAddr = &net.TCPAddr{IP: from}
+	}
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func TestMain(m *testing.M) {
+	// Thousands of connections are tried at once.
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil {
+		limit.Cur = limit.Max
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+			_, _ = io.WriteString(os.Stderr, "the port scan may run out of files: "+err.Error()+"\n")
+		}
+	}
+	os.Exit(m.Run())
+}
