@@ -177,6 +177,24 @@ variable "lost_after" {
   default     = "5m"
 }
 
+variable "healthy_deadline" {
+  description = "How long a new instance may take to become healthy, before the version counts as broken."
+  type        = string
+  default     = "90s"
+}
+
+variable "progress_deadline" {
+  description = "How long a deployment may go without another healthy instance; longer than healthy_deadline."
+  type        = string
+  default     = "3m"
+}
+
+variable "start_grace" {
+  description = "How long a new instance may take to start, before one that does not answer is restarted."
+  type        = string
+  default     = "20s"
+}
+
 variable "reschedule_delay" {
   description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
   type        = string
@@ -239,8 +257,8 @@ job "account" {
     # an instance is ready only when its database and certificates are.
     health_check      = "checks"
     min_healthy_time  = "2s"
-    healthy_deadline  = "90s"
-    progress_deadline = "3m"
+    healthy_deadline  = var.healthy_deadline
+    progress_deadline = var.progress_deadline
   }
 
   # What a machine is for is its metadata, which can be changed while it runs.
@@ -310,7 +328,7 @@ job "account" {
       max_parallel     = 1
       health_check     = "checks"
       min_healthy_time = "2s"
-      healthy_deadline = "90s"
+      healthy_deadline = var.healthy_deadline
     }
 
     network {
@@ -361,7 +379,7 @@ job "account" {
 
         check_restart {
           limit = 3
-          grace = "20s"
+          grace = var.start_grace
         }
       }
     }

@@ -211,6 +211,24 @@ variable "lost_after" {
   default     = "5m"
 }
 
+variable "healthy_deadline" {
+  description = "How long a new instance may take to become healthy, before the version counts as broken."
+  type        = string
+  default     = "90s"
+}
+
+variable "progress_deadline" {
+  description = "How long a deployment may go without another healthy instance; longer than healthy_deadline."
+  type        = string
+  default     = "3m"
+}
+
+variable "start_grace" {
+  description = "How long a new instance may take to start, before one that does not answer is restarted."
+  type        = string
+  default     = "20s"
+}
+
 variable "reschedule_delay" {
   description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
   type        = string
@@ -274,8 +292,8 @@ job "gateway" {
     # an instance is ready only when its certificates and its first services are.
     health_check      = "checks"
     min_healthy_time  = "2s"
-    healthy_deadline  = "90s"
-    progress_deadline = "3m"
+    healthy_deadline  = var.healthy_deadline
+    progress_deadline = var.progress_deadline
   }
 
   # What a machine is for is its metadata, which can be changed while it runs.
@@ -346,7 +364,7 @@ job "gateway" {
       max_parallel     = 1
       health_check     = "checks"
       min_healthy_time = "2s"
-      healthy_deadline = "90s"
+      healthy_deadline = var.healthy_deadline
     }
 
     network {
@@ -404,7 +422,7 @@ job "gateway" {
 
         check_restart {
           limit = 3
-          grace = "20s"
+          grace = var.start_grace
         }
       }
     }

@@ -200,6 +200,18 @@ variable "postgres_memory" {
   }
 }
 
+variable "healthy_deadline" {
+  description = "How long a new instance may take to become healthy, before the version counts as broken."
+  type        = string
+  default     = "2m"
+}
+
+variable "progress_deadline" {
+  description = "How long a deployment may go without another healthy instance; longer than healthy_deadline."
+  type        = string
+  default     = "5m"
+}
+
 variable "reschedule_delay" {
   description = "How long after an instance failed for good another is placed; 5s is Nomad's minimum."
   type        = string
@@ -272,8 +284,8 @@ job "postgres" {
 
     health_check      = "checks"
     min_healthy_time  = "2s"
-    healthy_deadline  = "2m"
-    progress_deadline = "5m"
+    healthy_deadline  = var.healthy_deadline
+    progress_deadline = var.progress_deadline
   }
 
   group "postgres" {

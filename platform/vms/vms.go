@@ -517,7 +517,34 @@ func (e *Environment) writeVariables(t *terraform, img image.Image, uri, boxDir 
 	if err := os.WriteFile(t.variables(), text, 0o600); err != nil {
 		return fmt.Errorf("write Terraform's variables: %w", err)
 	}
+	if s.DomainType == "qemu" {
+		return e.givePatience()
+	}
 	return nil
+}
+
+// patience are values for the job files on emulated machines, where a program
+// takes ten times as long to start.
+const patience = `# Made for emulated machines, and left alone from then on.
+healthy_deadline  = "8m"
+progress_deadline = "15m"
+start_grace       = "4m"
+`
+
+// givePatience writes the environment's own values for the job files, where
+// there are none.
+func (e *Environment) givePatience() error {
+	f, err := os.OpenFile(filepath.Join(e.dir, "jobs.hcl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write values for the job files: %w", err)
+	}
+	if _, err := f.WriteString(patience); err != nil {
+		return errors.Join(fmt.Errorf("write values for the job files: %w", err), f.Close())
+	}
+	return f.Close()
 }
 
 // Changes is Terraform's plan when an apply would change something, and empty
