@@ -287,7 +287,8 @@ func (r *room) doors(t *testing.T, addresses ...string) (*scenario.Accounts, *lo
 // signUp makes an account through the edge and logs in to it.
 func (r *room) signUp(t *testing.T, ctx context.Context) {
 	_, rest := r.doors(t, r.env.Edge...)
-	account := fmt.Sprintf("somebody-%d@example.com", time.Now().UnixNano())
+	id := fmt.Sprintf("somebody-%d", time.Now().UnixNano())
+	account := id + "@example.com"
 	var made struct {
 		Account struct {
 			AccountID string `json:"accountId"`
@@ -295,7 +296,7 @@ func (r *room) signUp(t *testing.T, ctx context.Context) {
 	}
 	scenario.Eventually(ctx, t, time.Minute, "somebody can sign up through the edge", func() error {
 		_, err := rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Idempotent: true, Body: map[string]string{
-			"requestId": account, "name": account, "password": scenario.Password,
+			"requestId": id, "name": account, "password": scenario.Password,
 		}}, &made)
 		return err
 	})

@@ -99,6 +99,7 @@ func nothingLeft(t *testing.T, c *Cluster) {
 		}
 		require.NotContains(t, strings.Join(p.args, " "), c.Dir()+"/", "process %d", p.pid)
 		require.False(t, strings.HasPrefix(p.cwd, c.Dir()+"/"), "process %d works in the folder: %v", p.pid, p.args)
+		require.NotContains(t, strings.Join(p.env, "\n"), "TMPDIR="+c.Dir()+"/", "process %d: %v", p.pid, p.args)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)

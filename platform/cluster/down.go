@@ -179,8 +179,8 @@ func (c *Cluster) endLeftovers(ctx context.Context) error {
 }
 
 // leftovers are all processes of the cluster: Nomad's helpers and agents, which
-// have a path below the folder among their arguments, and tasks, which have one
-// as their allocation, working directory or program. A shell, a pager or an
+// have a path below the folder among their arguments or as their TMPDIR, and
+// tasks, which have one as their allocation, working directory or program. A shell, a pager or an
 // editor that somebody has open in the folder is none of them: it has a
 // terminal. Neither is this process or one above it.
 func (c *Cluster) leftovers() (tasks, helpers []process, err error) {
@@ -204,7 +204,10 @@ func (c *Cluster) leftovers() (tasks, helpers []process, err error) {
 		program := filepath.Base(p.exe)
 		switch {
 		case (program == "nomad" || program == "consul") &&
-			slices.ContainsFunc(p.args, func(arg string) bool { return strings.Contains(arg, below) }):
+			(slices.ContainsFunc(p.args, func(arg string) bool { return strings.Contains(arg, below) }) ||
+				// What a task's logs go through outlives an agent that was killed, and
+				// only its environment says whose it is.
+				slices.ContainsFunc(p.env, func(kv string) bool { return strings.HasPrefix(kv, "TMPDIR="+below) })):
 			helpers = append(helpers, p)
 		case slices.ContainsFunc(p.env, func(kv string) bool { return strings.HasPrefix(kv, "NOMAD_ALLOC_DIR="+below) }),
 			!p.tty && (strings.HasPrefix(p.cwd, below) || strings.HasPrefix(p.exe, below)):
