@@ -284,8 +284,16 @@ func (r *room) doors(t *testing.T, addresses ...string) (*scenario.Accounts, *lo
 	return scenario.NewAccounts(rest, conn), rest
 }
 
-// signUp makes an account through the edge and logs in to it.
+// signUp waits until every machine of the edge serves, makes an account through
+// them and logs in to it.
 func (r *room) signUp(t *testing.T, ctx context.Context) {
+	for _, address := range r.env.Edge {
+		_, door := r.doors(t, address)
+		scenario.Eventually(ctx, t, 5*time.Minute, address+" serves", func() error {
+			_, err := door.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys", Idempotent: true}, nil)
+			return err
+		})
+	}
 	_, rest := r.doors(t, r.env.Edge...)
 	id := fmt.Sprintf("somebody-%d", time.Now().UnixNano())
 	account := id + "@example.com"
