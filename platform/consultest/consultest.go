@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -266,7 +267,7 @@ func (a *Agent) choosePorts() error {
 	var chosen []int
 	for range 1000 {
 		port := 61000 + rand.IntN(4500)
-		if !free(port) {
+		if slices.Contains(chosen, port) || !free(port) {
 			continue
 		}
 		chosen = append(chosen, port)
