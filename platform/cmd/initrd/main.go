@@ -47,10 +47,10 @@ func run() error {
 	if err := mountRoot("/dev/vda"); err != nil {
 		return err
 	}
-	if err := unix.Mount("/dev", "/root/dev", "", unix.MS_MOVE, ""); err != nil {
+	if err := unix.Mount("/dev", "/sysroot/dev", "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("move /dev: %w", err)
 	}
-	if err := os.Chdir("/root"); err != nil {
+	if err := os.Chdir("/sysroot"); err != nil {
 		return err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
@@ -70,7 +70,7 @@ func mountRoot(device string) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for range tick.C {
-		err := unix.Mount(device, "/root", "ext4", unix.MS_NOATIME, "")
+		err := unix.Mount(device, "/sysroot", "ext4", unix.MS_NOATIME, "")
 		if err == nil {
 			return nil
 		}

@@ -53,7 +53,7 @@ func TestTheInitrdIsAnArchiveInTheOrderOfLoading(t *testing.T) {
 	archive, err := os.ReadFile(initrd)
 	require.NoError(t, err)
 	names, contents := unpack(t, archive)
-	require.Equal(t, []string{"dev", "root", "modules", "init", "modules/virtio_ring", "modules/virtio", "modules/virtio_pci",
+	require.Equal(t, []string{"dev", "sysroot", "modules", "init", "modules/virtio_ring", "modules/virtio", "modules/virtio_pci",
 		"modules/virtio_blk", "modules/order", "TRAILER!!!"}, names)
 	require.Equal(t, "odd", contents["init"])
 	require.Equal(t, "virtio_ring\nvirtio\nvirtio_pci\nvirtio_blk\n", contents["modules/order"])

@@ -27,7 +27,7 @@ func writeInitrd(ctx context.Context, program, modules, to string) error {
 		return fmt.Errorf("make the initrd: %w", err)
 	}
 	var a archive
-	for _, dir := range []string{"dev", "root", "modules"} {
+	for _, dir := range []string{"dev", "sysroot", "modules"} {
 		a.add(dir, 0o040755, nil)
 	}
 	a.add("init", 0o100755, init)

@@ -122,7 +122,7 @@ locals {
         })
       },
       { path = "/etc/ssh/sshd_config.d/marquee.conf", mode = "0644", content = file("${path.module}/templates/sshd.conf") },
-      { path = "/root/.ssh/authorized_keys", mode = "0600", content = "${trimspace(var.ssh_key)}\n" },
+      { path = "/etc/ssh/authorized_keys.d/root", mode = "0644", content = "${trimspace(var.ssh_key)}\n" },
       { path = "/etc/sysctl.d/60-marquee.conf", mode = "0644", content = file("${path.module}/templates/sysctl.conf") },
       { path = "/etc/systemd/journald.conf.d/marquee.conf", mode = "0644", content = file("${path.module}/templates/journald.conf") },
       { path = "/etc/hostname", mode = "0644", content = "${var.node.name}\n" },
