@@ -252,7 +252,7 @@ func (c *cluster) start(t *testing.T, ctx context.Context, n *node, program stri
 	t.Helper()
 	for _, command := range machine.Commands(n.spec) {
 		if command.Name == program {
-			require.NoError(t, n.Start(ctx, program, []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}, command.Args...))
+			require.NoError(t, n.Start(ctx, program, []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp"}, command.Args...))
 			return
 		}
 	}

@@ -199,7 +199,7 @@ func (r *room) write(t *testing.T, m *box.Machine) map[string]machine.File {
 
 func (r *room) start(t *testing.T, m *box.Machine, c machine.Command) {
 	t.Helper()
-	require.NoError(t, m.Start(t.Context(), c.Name, []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}, c.Args...))
+	require.NoError(t, m.Start(t.Context(), c.Name, []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp"}, c.Args...))
 }
 
 // programs is a folder of what machines have in /usr/local/bin.

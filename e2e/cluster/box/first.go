@@ -314,7 +314,6 @@ func (s machineSpec) enter() error {
 		func() error { return r.settings(s.Name, s.Address.String()) },
 		func() error { return r.mount("tmpfs", "/tmp", "tmpfs", "mode=1777") },
 		func() error { return r.mount("tmpfs", "/run", "tmpfs", "mode=755") },
-		func() error { return r.mount("tmpfs", "/root", "tmpfs", "mode=700") },
 		func() error { return r.bind(filepath.Join(s.Dir, "log"), "/var/log") },
 		func() error { return r.own(s) },
 	}
