@@ -90,10 +90,14 @@ tidy: ## go mod tidy in every module of the workspace
 compiler: # the race detector is linked with C
 	@command -v $${CC:-gcc} >/dev/null || { echo 'make test: the race detector needs a C compiler: apt-get install gcc libc6-dev (or set CC)' >&2; exit 1; }
 
+# Terraform's tests run beside the others, and say what they have to say after
+# them. -w: tests without what only debuggers read are linked faster.
 .PHONY: test
-test: marquee compiler terraform-test ## Unit and integration tests with -race, on a real Postgres and Consul; terraform's
-	@$(MARQUEE) tools gotestsum nomad consul postgres >/dev/null
-	gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- -race -timeout 15m $(PACKAGES)
+test: marquee compiler ## Unit and integration tests with -race, on a real Postgres and Consul; terraform's
+	@$(MARQUEE) tools gotestsum nomad consul postgres $(if $(TERRAFORM),,terraform) >/dev/null
+	@said=.marquee/terraform-test.log; terraform/test.sh $(MARQUEE) $(TERRAFORM) >$$said 2>&1 & beside=$$!; trap 'kill $$beside 2>/dev/null || true' EXIT; \
+	  failed=0; gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- -race -ldflags=-w -timeout 15m $(PACKAGES) || failed=1; \
+	  wait $$beside || failed=1; trap - EXIT; cat $$said; exit $$failed
 
 # Which programs test terraform/: nothing takes terraform or tofu, 1.9 or newer,
 # from PATH, and else builds OpenTofu.
@@ -102,13 +106,14 @@ TERRAFORM ?=
 terraform-test: marquee ## Test the modules of terraform/, offline; TERRAFORM="terraform tofu" for both programs
 	@terraform/test.sh $(MARQUEE) $(TERRAFORM)
 
-# Two scenarios have clusters of their own, in namespaces.
+# Two scenarios have clusters of their own, in namespaces: they run beside the
+# first of the others, one after the other.
 E2E = $(if $(RUN),$(if $(findstring Sidecar,$(RUN)),./e2e/sidecar,$(if $(findstring Machines,$(RUN)),./e2e/machine,./e2e)),./e2e ./e2e/machine ./e2e/sidecar)
 .PHONY: e2e
 e2e: marquee ## The scenarios on a real Nomad + Consul cluster; RUN=Failover or RUN=Failover/OneAccount for one
 	@$(MARQUEE) tools gotestsum >/dev/null
-	@go test -list '$(or $(firstword $(subst /, ,$(RUN))),.)' $(E2E) | grep '^Test' >/dev/null || { echo 'make e2e: no scenario is called $(RUN); there are'; go test -list . ./e2e ./e2e/machine ./e2e/sidecar | grep '^Test'; exit 1; } >&2
-	gotestsum --format standard-verbose -- -count 1 -p 1 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
+	@$(if $(RUN),go test -list '$(firstword $(subst /, ,$(RUN)))' $(E2E) | grep '^Test' >/dev/null || { echo 'make e2e: no scenario is called $(RUN); there are'; go test -list . ./e2e ./e2e/machine ./e2e/sidecar | grep '^Test'; exit 1; } >&2)
+	gotestsum --format standard-verbose -- -count 1 -p 2 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
 
 .PHONY: e2e-cluster
 e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 8 minutes); RUN=KillMachine for one scenario
@@ -121,7 +126,7 @@ e2e-vms: marquee ## Terraform, virtual machines, a deployment, a machine lost an
 	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
 
 .PHONY: bench
-bench: marquee ## Measure what the mesh and the gateway cost; writes docs/performance.md (about 8 minutes)
+bench: marquee ## Measure what the mesh and the gateway cost; writes docs/performance.md (about 10 minutes); BENCH='-only account' prints a part
 	go run ./bench/cmd/bench $(BENCH)
 
 .PHONY: fuzz

@@ -36,7 +36,7 @@ import (
 // a program can have.
 type crew struct {
 	ctx     context.Context
-	doors   doors
+	doors   scenario.Doors
 	account accountv1.AccountServiceClient
 	orgs    accountv1.OrganisationServiceClient
 	org     string
@@ -55,17 +55,13 @@ func newCrew(t *testing.T, ctx context.Context) *crew {
 	t.Helper()
 	d := openDoors(t, ctx)
 	c := &crew{
-		ctx: ctx, doors: d, account: accountv1.NewAccountServiceClient(d.grpc), orgs: accountv1.NewOrganisationServiceClient(d.grpc),
+		ctx: ctx, doors: d, account: accountv1.NewAccountServiceClient(d.GRPC), orgs: accountv1.NewOrganisationServiceClient(d.GRPC),
 		tokens: map[string]string{"nobody": ""}, ids: map[string]string{},
 	}
-	s := newSignUps(d)
+	accounts := d.Accounts()
 	refresh := map[string]string{}
 	for _, who := range append([]string{"account"}, rolesAsText()...) {
-		name := s.prefix + "-" + who
-		_, err := c.account.SignUp(ctx, s.request(name))
-		require.NoError(t, err)
-		in, err := c.account.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password})
-		require.NoError(t, err)
+		in := accounts.LogIn(ctx, t, who)
 		c.tokens[who], refresh[who], c.ids[who] = in.GetAccessToken(), in.GetRefreshToken(), in.GetAccount().GetAccountId()
 	}
 	renew := func(who string) {
@@ -74,7 +70,7 @@ func newCrew(t *testing.T, ctx context.Context) *crew {
 		c.tokens[who] = next.GetAccessToken()
 	}
 	made, err := c.orgs.CreateOrganisation(c.as("owner"), &accountv1.CreateOrganisationRequest{
-		RequestId: s.prefix, Name: "Acme", Kind: accountv1.OrganisationKind_ORGANISATION_KIND_ADVERTISER,
+		RequestId: "organisation", Name: "Acme", Kind: accountv1.OrganisationKind_ORGANISATION_KIND_ADVERTISER,
 	})
 	require.NoError(t, err)
 	c.org = made.GetOrganisation().GetOrganisationId()
@@ -245,7 +241,7 @@ func (c *crew) overGRPC(row verdict, who string) string {
 		in.Set(in.Descriptor().Fields().ByName(protoreflect.Name(names[len(names)-1])), protoreflect.ValueOfString(c.org))
 	}
 	// As a stream in both directions every kind of call can be made.
-	stream, err := c.doors.grpc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+	stream, err := c.doors.GRPC.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
 		fmt.Sprintf("/%s/%s", row.method.Parent().FullName(), row.method.Name()))
 	if err == nil {
 		if err = stream.SendMsg(request); errors.Is(err, io.EOF) {
@@ -281,7 +277,7 @@ func (c *crew) overREST(t *testing.T, row verdict, who string) string {
 	if verb == http.MethodPost || verb == http.MethodPatch {
 		request.Body = map[string]string{}
 	}
-	_, err := c.doors.rest.Do(c.ctx, request, nil)
+	_, err := c.doors.REST.Do(c.ctx, request, nil)
 	if err == nil {
 		return ""
 	}
@@ -305,7 +301,7 @@ func TestOrganisation(t *testing.T) {
 			CallerID string `json:"callerId"`
 			Role     string `json:"role"`
 		}
-		_, err := c.doors.rest.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/visits/" + c.org, Token: c.tokens[who]}, &answer)
+		_, err := c.doors.REST.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/visits/" + c.org, Token: c.tokens[who]}, &answer)
 		if err == nil && answer.CallerID != c.ids[who] {
 			return fmt.Errorf("%s is called %s", who, answer.CallerID)
 		}
@@ -344,17 +340,13 @@ func TestOrganisation(t *testing.T) {
 func TestGuessing(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	d := openDoors(t, ctx)
-	client := accountv1.NewAccountServiceClient(d.grpc)
-	s := newSignUps(d)
-	name := s.prefix + "-guessed"
-	_, err := client.SignUp(ctx, s.request(name))
-	require.NoError(t, err)
-	in, err := client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password})
-	require.NoError(t, err)
+	client := accountv1.NewAccountServiceClient(d.GRPC)
+	in := d.Accounts().LogIn(ctx, t, "guessed")
+	name := in.GetAccount().GetName()
 	var refused *load.ProblemError
 	for guesses := 0; ; guesses++ {
 		require.Less(t, guesses, 100, "nobody is throttled")
-		_, err := d.rest.Do(ctx, load.Request{Method: http.MethodPost, Path: "/v1/sessions", Body: map[string]string{"name": name, "password": fmt.Sprint("guess ", guesses)}}, nil)
+		_, err := d.REST.Do(ctx, load.Request{Method: http.MethodPost, Path: "/v1/sessions", Body: map[string]string{"name": name, "password": fmt.Sprint("guess ", guesses)}}, nil)
 		require.ErrorAs(t, err, &refused)
 		if refused.HTTPStatus != http.StatusUnauthorized {
 			t.Logf("throttled after %d wrong passwords", guesses)
@@ -362,11 +354,11 @@ func TestGuessing(t *testing.T) {
 		}
 	}
 	requireProblem(t, refused, http.StatusTooManyRequests, "LOG_IN_THROTTLED")
-	_, err = client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password})
+	_, err := client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: scenario.Password})
 	f := grpcfault.FromStatus(status.Convert(err))
 	require.Equal(t, "LOG_IN_THROTTLED", f.Reason)
 	require.Positive(t, f.RetryAfter)
-	_, err = client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password, DeviceToken: in.GetDeviceToken()})
+	_, err = client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: scenario.Password, DeviceToken: in.GetDeviceToken()})
 	require.NoError(t, err, "the account's own device is locked out")
 
 	events, err := client.ListAuditEvents(withToken(ctx, in.GetAccessToken()), &accountv1.ListAuditEventsRequest{PageSize: 200})

@@ -33,9 +33,8 @@ import (
 func TestCertificates(t *testing.T) {
 	t.Run("RootRotated", func(t *testing.T) {
 		ctx := begin(t, 5*time.Minute)
-		d := openDoors(t, ctx)
-		s := newSignUps(d)
-		running := load.Start(ctx, mixedLoad(t, ctx, d, s))
+		accounts := openDoors(t, ctx).Accounts()
+		running := load.Start(ctx, accounts.Mixed(ctx, t))
 		handshakes := newConnections(t, ctx)
 		scenario.AtLeast(ctx, t, running, 200)
 
@@ -63,6 +62,8 @@ func TestCertificates(t *testing.T) {
 		})
 		// From here on the agent answers late, as on a machine that is busy.
 		quick := slowAgent(t, ctx)
+		// One that starts now has to wait for it with its first certificate.
+		dead := kill(t, "gatewayd", 1)
 		addresses := meshAddresses(t, ctx, "account", "account-db", "echo")
 		took := scenario.Eventually(ctx, t, 3*time.Minute, "every instance has a certificate of the new root", func() error {
 			for _, address := range addresses {
@@ -77,13 +78,14 @@ func TestCertificates(t *testing.T) {
 			return nil
 		})
 		quick()
+		recovery(t, ctx, "gateway", "gatewayd", 2, dead)
 		t.Logf("all %d instances have certificates of the new root after %.1f s (%.1f s with a slow agent)", len(addresses), time.Since(began).Seconds(), took.Seconds())
 		requireEven(t, ctx, running, 3)
 		made, failed := handshakes()
 		t.Logf("%d new connections made meanwhile", made)
 		require.Positive(t, made)
 		require.NoError(t, failed)
-		requireUndisturbed(t, ctx, running, s)
+		requireUndisturbed(t, ctx, running, accounts)
 	})
 	t.Run("Strangers", func(t *testing.T) {
 		ctx := begin(t, time.Minute)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,14 +17,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/e2e/load"
 	"github.com/marquee-ads/marquee/e2e/scenario"
-	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
 
 const (
@@ -81,11 +79,10 @@ func TestDatabase(t *testing.T) {
 // unready.
 func databaseTrouble(t *testing.T, long bool, trouble func(context.Context)) {
 	ctx := begin(t, 3*time.Minute)
-	d := openDoors(t, ctx)
-	book := newLedger(newSignUps(d))
-	try, reads := book.reads(t, ctx)
+	accounts := openDoorsOnce(t, ctx)
+	reads := accounts.Reads(ctx, t)
 	started := time.Now()
-	running := load.Start(ctx, load.Plan{Rate: 60, Timeout: 12 * time.Second, Ops: append(book.ops(), reads...)})
+	running := load.Start(ctx, load.Plan{Rate: 60, Timeout: 12 * time.Second, Ops: slices.Concat(accounts.SignUps(), reads, reads, reads)})
 	scenario.AtLeast(ctx, t, running, 180)
 	calls, _ := running.Snapshot()
 
@@ -108,11 +105,17 @@ func databaseTrouble(t *testing.T, long bool, trouble func(context.Context)) {
 	watching.Wait()
 	healthy(t, ctx, "account", 3, time.Minute)
 	// Through both doors, as before.
-	scenario.Eventually(ctx, t, 20*time.Second, "calls go well again", func() error { return try(ctx) })
+	scenario.Eventually(ctx, t, 20*time.Second, "calls go well again", func() error {
+		for _, read := range reads {
+			if _, err := read.Call(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	recovered := time.Since(over)
 	fine := time.Since(started)
-	now, _ := running.Snapshot()
-	scenario.AtLeast(ctx, t, running, now+120)
+	scenario.More(ctx, t, running, 120)
 	report := running.Stop()
 
 	select {
@@ -133,7 +136,7 @@ func databaseTrouble(t *testing.T, long bool, trouble func(context.Context)) {
 		require.Less(t, f.Took, answerWithin, "%s at %s: %v", f.Op, f.At, f.Err)
 		require.Less(t, f.At, fine, "%s fails after all was well again: %v", f.Op, f.Err)
 	}
-	book.check(t, ctx)
+	accounts.Check(ctx, t)
 }
 
 // toldToTryAgain returns nil for an answer that says that the service is not
@@ -179,97 +182,20 @@ func summary(r *load.Report) string {
 	return text
 }
 
-// ledger is sign-ups of which those that failed are remembered as well: whether
-// they were done is not known, but they must not have been done by half.
-type ledger struct {
-	*signUps
-
-	failing sync.Mutex
-	failed  []string
-}
-
-func newLedger(s *signUps) *ledger { return &ledger{signUps: s} }
-
-// ops sign up over each door, once each: a client that repeats its calls by
-// itself would hide what they were told.
-func (l *ledger) ops() []load.Op {
-	over := func(name string, signUp func(ctx context.Context, id string) (account, by string, err error)) load.Op {
-		return load.Op{Name: name, Call: func(ctx context.Context) (string, error) {
-			id := fmt.Sprintf("%s-%d", l.prefix, l.next.Add(1))
-			account, by, err := signUp(ctx, id)
-			l.remember(id, account, err)
-			if err != nil {
-				l.failing.Lock()
-				l.failed = append(l.failed, id)
-				l.failing.Unlock()
-			}
-			return by, err
-		}}
-	}
-	return []load.Op{
-		over("REST SignUp", func(ctx context.Context, id string) (string, string, error) {
-			var answer struct {
-				Account struct {
-					AccountID string `json:"accountId"`
-				} `json:"account"`
-			}
-			by, err := l.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Body: map[string]string{
-				"requestId": id, "name": id, "password": password,
-			}}, &answer)
-			return answer.Account.AccountID, by, err
-		}),
-		over("gRPC SignUp", func(ctx context.Context, id string) (string, string, error) {
-			var header metadata.MD
-			answer, err := l.client.SignUp(ctx, l.request(id), grpc.Header(&header))
-			return answer.GetAccount().GetAccountId(), strings.Join(header.Get(load.ServedBy), ""), err
-		}),
-	}
-}
-
-// reads are calls that need the database, and one of them to try it with.
-func (l *ledger) reads(t *testing.T, ctx context.Context) (try func(context.Context) error, ops []load.Op) {
+// openDoorsOnce makes load that hears what each call was told: clients that
+// repeat their calls by themselves would hide it.
+func openDoorsOnce(t *testing.T, ctx context.Context) *scenario.Accounts {
 	t.Helper()
-	id := l.prefix + "-reader"
-	_, err := l.client.SignUp(ctx, l.request(id))
+	found, _ := bothGateways(t, ctx)
+	bases, addresses := scenario.Addresses(found)
+	rest := load.NewREST(bases...)
+	t.Cleanup(rest.Close)
+	conn, err := load.DialGRPCOnce(addresses...)
 	require.NoError(t, err)
-	session, err := l.client.LogIn(ctx, &accountv1.LogInRequest{Name: id, Password: password})
-	require.NoError(t, err)
-	token := session.GetAccessToken()
-	get := func(ctx context.Context) (string, error) {
-		return l.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/accounts/me", Token: token}, nil)
-	}
-	over := load.GRPC("gRPC GetAccount", func(ctx context.Context, opts ...grpc.CallOption) error {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
-		_, err := l.client.GetAccount(ctx, &accountv1.GetAccountRequest{AccountId: "me"}, opts...)
-		return err
-	})
-	for range 3 {
-		ops = append(ops, load.Op{Name: "REST GetAccount", Call: get}, over)
-	}
-	try = func(ctx context.Context) error {
-		_, err := get(ctx)
-		if err == nil {
-			_, err = over.Call(ctx)
-		}
-		return err
-	}
-	return try, ops
-}
-
-// check adds to that of the sign-ups: one that failed, sent again, is answered,
-// so that either nothing or all of it was done.
-func (l *ledger) check(t *testing.T, ctx context.Context) {
-	t.Helper()
-	l.signUps.check(t, ctx)
-	accounts := map[string]string{}
-	for _, id := range l.failed {
-		answer, err := l.client.SignUp(ctx, l.request(id), grpc.WaitForReady(true))
-		require.NoError(t, err, "%s failed, and does so for ever", id)
-		account := answer.GetAccount().GetAccountId()
-		require.Empty(t, accounts[account], "%s and %s share an account", id, accounts[account])
-		accounts[account] = id
-	}
-	t.Logf("%d sign-ups that had failed were done once when sent again", len(l.failed))
+	t.Cleanup(func() { conn.Close() })
+	accounts := scenario.NewAccounts(rest, conn)
+	accounts.Once = true
+	return accounts
 }
 
 // postmaster is the process id of account's Postgres; 0 while there is none.

@@ -27,9 +27,9 @@ func TestEnvironments(t *testing.T) {
 	const other = "staging"
 	ours, err := instances(ctx, "echo")
 	require.NoError(t, err)
-	plan := load.Plan{Rate: 200, Timeout: 10 * time.Second, Ops: append(d.keyReads(), load.Op{
+	plan := load.Plan{Rate: 200, Timeout: 10 * time.Second, Ops: append(d.Accounts().KeyReads(), load.Op{
 		Name: "REST Echo", Call: func(ctx context.Context) (string, error) {
-			return d.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/echo/x", Idempotent: true}, nil)
+			return d.REST.Do(ctx, load.Request{Method: "GET", Path: "/v1/echo/x", Idempotent: true}, nil)
 		},
 	})}
 	running := load.Start(ctx, plan)
@@ -48,15 +48,16 @@ func TestEnvironments(t *testing.T) {
 	database := listenAs(t, ctx, "account-db", other)
 
 	// Whoever has to connect anew, or to look again, does not go there either:
-	// the gateways, which lose an instance of echo, and account, which loses the
-	// way to its database.
+	// the gateways, of which one dies and both lose an instance of echo, and
+	// account, which loses the way to its database.
+	dead := kill(t, "gatewayd", 1)
 	kill(t, "echod", 1)
 	kill(t, "meshproxyd", 1)
 	scenario.Eventually(ctx, t, time.Minute, "our own are healthy again", func() error {
 		return errors.Join(healthyOf(ctx, "echo", environment, len(ours)), healthyOf(ctx, "account-db", environment, 1))
 	})
-	calls, _ := running.Snapshot()
-	scenario.AtLeast(ctx, t, running, calls+600)
+	recovery(t, ctx, "gateway", "gatewayd", 2, dead)
+	scenario.More(ctx, t, running, 600)
 
 	report := running.Stop()
 	t.Log(summary(report))

@@ -14,10 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -152,17 +149,21 @@ func TestIsolationOfPorts(t *testing.T) {
 	agents, err := the.Cluster().Status(ctx)
 	require.NoError(t, err)
 	for _, agent := range agents.Agents {
-		for _, path := range map[string][]string{
+		paths := map[string][]string{
 			"consul":       {"/v1/agent/self", "/v1/agent/metrics", "/v1/acl/tokens"},
 			"nomad-server": {"/v1/agent/self", "/v1/nodes", "/v1/acl/tokens"},
 			"nomad-client": {"/v1/agent/self", "/v1/client/stats"},
-		}[agent.Name] {
+		}[agent.Name]
+		require.NotEmpty(t, paths, "paths to try of %s", agent.Name)
+		for _, path := range paths {
 			require.NotEqual(t, http.StatusOK, get(t, "http://"+agent.Address+path), "%s%s without a token", agent.Name, path)
 		}
 	}
 	// The public doors serve no method that is for services alone.
+	public := 0
 	for port, p := range declared {
 		if p.job == "gateway" && p.label == "grpc" {
+			public++
 			conn, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 			require.NoError(t, err)
 			_, err = echov1.NewEchoServiceClient(conn).Internal(ctx, &echov1.InternalRequest{})
@@ -170,6 +171,7 @@ func TestIsolationOfPorts(t *testing.T) {
 			conn.Close()
 		}
 	}
+	require.Equal(t, 2, public, "public gRPC doors")
 	t.Logf("%d ports declared, %d in use; all but the gateways' public doors refuse raw connections", len(declared), len(listening))
 }
 
@@ -206,50 +208,6 @@ func ports(t *testing.T, ctx context.Context) map[int]port {
 	return found
 }
 
-// listeners are the TCP ports on which processes of allocations listen, with
-// the program's name.
-func listeners(t *testing.T) map[int]string {
-	t.Helper()
-	inodes := map[string]int{} // socket inode to port
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		text, err := os.ReadFile(table)
-		require.NoError(t, err)
-		for _, line := range strings.Split(string(text), "\n")[1:] {
-			f := strings.Fields(line)
-			const listen = "0A"
-			if len(f) < 10 || f[3] != listen {
-				continue
-			}
-			_, hex, _ := strings.Cut(f[1], ":")
-			number, err := strconv.ParseUint(hex, 16, 16)
-			require.NoError(t, err)
-			inodes[f[9]] = int(number)
-		}
-	}
-	found := map[int]string{}
-	processes, err := filepath.Glob("/proc/[0-9]*")
-	require.NoError(t, err)
-	for _, dir := range processes {
-		environ, err := os.ReadFile(filepath.Join(dir, "environ"))
-		if err != nil || !strings.Contains(string(environ), "NOMAD_ALLOC_ID=") || !strings.Contains(string(environ), the.Cluster().Dir()+"/") {
-			continue
-		}
-		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
-		links, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
-		for _, link := range links {
-			target, _ := os.Readlink(link)
-			inode, ok := strings.CutPrefix(target, "socket:[")
-			if !ok {
-				continue
-			}
-			if port, ok := inodes[strings.TrimSuffix(inode, "]")]; ok {
-				found[port] = filepath.Base(exe)
-			}
-		}
-	}
-	return found
-}
-
 // forgedCertificate claims to be the gateway, signed by itself.
 func forgedCertificate(t *testing.T) tls.Certificate {
 	t.Helper()
@@ -276,8 +234,8 @@ func template(trustDomain string) *x509.Certificate {
 func TestDenyAndAllow(t *testing.T) {
 	ctx := begin(t, 2*time.Minute)
 	d := openDoors(t, ctx)
-	account := accountv1.NewAccountServiceClient(d.grpc)
-	echo := echov1.NewEchoServiceClient(d.grpc)
+	account := accountv1.NewAccountServiceClient(d.GRPC)
+	echo := echov1.NewEchoServiceClient(d.GRPC)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -38,7 +39,7 @@ const (
 // deployed as it is, and called through gateways that were not told of it; one
 // command takes it out again, and nothing of it is left.
 func TestNewService(t *testing.T) {
-	ctx := begin(t, 12*time.Minute)
+	ctx := begin(t, 15*time.Minute)
 	gateways := processes(t, "gatewayd")
 	c := copyCheckout(t, ctx)
 	c.run(t, ctx, "make", "generate")
@@ -57,36 +58,41 @@ func TestNewService(t *testing.T) {
 	c.run(t, ctx, "go", "vet", "./services/"+made+"/...")
 	c.run(t, ctx, "go", "test", "-count=1", "./services/"+made+"/...")
 
-	t.Cleanup(restore(t))
-	require.True(t, t.Run("Deployed", func(t *testing.T) { deployMade(t, ctx, c) }))
-	t.Run("Called", func(t *testing.T) { callMade(t, ctx, c) })
-	t.Run("Isolated", func(t *testing.T) {
-		for caller, want := range map[string]bool{"gateway": true, "stranger": false, "echo": false} {
-			let, err := reachGRPC(ctx, as(t, caller), made)
+	whole := t
+	var forgotten <-chan error
+	require.True(t, t.Run("Runs", func(t *testing.T) {
+		t.Cleanup(restore(t))
+		require.True(t, t.Run("Deployed", func(t *testing.T) { deployMade(t, ctx, c) }))
+		t.Run("Called", func(t *testing.T) { callMade(t, ctx, c) })
+		t.Run("Isolated", func(t *testing.T) {
+			for caller, want := range map[string]bool{"gateway": true, "stranger": false, "echo": false} {
+				let, err := reachGRPC(ctx, as(t, caller), made)
+				require.NoError(t, err)
+				require.Equal(t, want, let, "%s -> %s", caller, made)
+				let, err = reachPostgres(ctx, as(t, caller), made+"-db")
+				require.NoError(t, err)
+				require.False(t, let, "%s -> %s-db", caller, made)
+			}
+		})
+		require.True(t, t.Run("Removed", func(t *testing.T) {
+			worked := filepath.Join(c.root, "services", made, "service.go")
+			asMade, err := os.ReadFile(worked)
 			require.NoError(t, err)
-			require.Equal(t, want, let, "%s -> %s", caller, made)
-			let, err = reachPostgres(ctx, as(t, caller), made+"-db")
-			require.NoError(t, err)
-			require.False(t, let, "%s -> %s-db", caller, made)
-		}
-	})
+			require.NoError(t, os.WriteFile(worked, append(asMade, "\n// Work.\n"...), 0o600))
+			out, err := c.command(ctx, "marquee", "new", "service", made, "--remove").CombinedOutput()
+			require.Error(t, err, "somebody's work is removed")
+			require.Contains(t, string(out), "services/"+made+"/service.go")
+			require.NoError(t, os.WriteFile(worked, asMade, 0o600))
 
-	t.Run("Removed", func(t *testing.T) {
-		worked := filepath.Join(c.root, "services", made, "service.go")
-		asMade, err := os.ReadFile(worked)
-		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(worked, append(asMade, "\n// Work.\n"...), 0o600))
-		out, err := c.command(ctx, "marquee", "new", "service", made, "--remove").CombinedOutput()
-		require.Error(t, err, "somebody's work is removed")
-		require.Contains(t, string(out), "services/"+made+"/service.go")
-		require.NoError(t, os.WriteFile(worked, asMade, 0o600))
-
-		c.run(t, ctx, "marquee", "new", "service", made, "--remove")
-		c.run(t, ctx, "make", "generate")
-		requireSame(t, before, c.contents(t))
-		removeMade(t, ctx, c)
-	})
-	require.Equal(t, gateways, processes(t, "gatewayd"), "the gateways are those from before")
+			c.run(t, ctx, "marquee", "new", "service", made, "--remove")
+			c.run(t, ctx, "make", "generate")
+			requireSame(t, before, c.contents(t))
+			removeMade(t, ctx, c)
+			forgotten = watchForgotten(whole, ctx, gateways)
+		}))
+	}))
+	t.Parallel() // the scenarios that follow go on meanwhile: see beginBeside
+	require.NoError(t, <-forgotten)
 }
 
 // deployMade runs the service on the cluster that all scenarios share.
@@ -120,18 +126,11 @@ func restore(t *testing.T) func() {
 func callMade(t *testing.T, ctx context.Context, c *checkout) {
 	t.Helper()
 	d := openDoors(t, ctx)
-	name := fmt.Sprintf("e2e-new-%d", time.Now().UnixNano())
+	token := d.Accounts().LogIn(ctx, t, "new").GetAccessToken()
 	do := func(method, path, token string, body, answer any) error {
-		_, err := d.rest.Do(ctx, load.Request{Method: method, Path: path, Token: token, Body: body, Idempotent: true}, answer)
+		_, err := d.REST.Do(ctx, load.Request{Method: method, Path: path, Token: token, Body: body, Idempotent: true}, answer)
 		return err
 	}
-	require.NoError(t, do("POST", "/v1/accounts", "", map[string]string{"requestId": name, "name": name, "password": password}, nil))
-	var session struct {
-		AccessToken string `json:"accessToken"`
-	}
-	require.NoError(t, do("POST", "/v1/sessions", "", map[string]string{"name": name, "password": password}, &session))
-	token := session.AccessToken
-
 	type stand struct {
 		StandID string `json:"standId"`
 		Title   string `json:"title"`
@@ -189,7 +188,6 @@ func callMade(t *testing.T, ctx context.Context, c *checkout) {
 // more, as marquee jobs deploy --prune does, and looks for what is left.
 func removeMade(t *testing.T, ctx context.Context, c *checkout) {
 	t.Helper()
-	d := openDoors(t, ctx)
 	platform, err := stack.Open(c.config(t))
 	require.NoError(t, err)
 	orphans, err := platform.StopOrphans(ctx)
@@ -211,14 +209,51 @@ func removeMade(t *testing.T, ctx context.Context, c *checkout) {
 		}
 	}
 	require.Empty(t, processes(t, made+"d"))
-	// Gateways remember for a minute what a service served, to say "try again".
-	scenario.Eventually(ctx, t, 90*time.Second, "the gateways do not know its paths", func() error {
-		_, err := d.rest.Do(ctx, load.Request{Method: http.MethodGet, Path: madePath}, nil)
-		if problem := (*load.ProblemError)(nil); !errors.As(err, &problem) || problem.HTTPStatus != http.StatusNotFound {
-			return fmt.Errorf("they say %w", err)
+}
+
+// watchForgotten watches until the gateways do not know the paths of the service
+// that was removed, without ever having been started anew: they remember for a
+// minute what a service served, to say "try again".
+func watchForgotten(t *testing.T, ctx context.Context, gateways map[string]int) <-chan error {
+	t.Helper()
+	d := openDoors(t, ctx)
+	began := time.Now()
+	ended := make(chan error, 1)
+	t.Cleanup(the.watched.Wait)
+	the.watched.Go(func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			var known error
+			for range gateways { // in turn
+				_, err := d.REST.Do(ctx, load.Request{Method: http.MethodGet, Path: madePath}, nil)
+				if problem := (*load.ProblemError)(nil); !errors.As(err, &problem) || problem.HTTPStatus != http.StatusNotFound {
+					known = fmt.Errorf("a gateway says %w", err)
+				}
+			}
+			took := time.Since(began).Seconds()
+			switch {
+			case !maps.Equal(gateways, processes(t, "gatewayd")):
+				ended <- errors.New("the gateways are not those from before")
+				return
+			case known == nil:
+				t.Logf("forgotten by the gateways %.0f s after it was removed", took)
+				ended <- nil
+				return
+			case took > 90:
+				ended <- fmt.Errorf("after %.0f s %w", took, known)
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
 		}
-		return nil
 	})
+	return ended
 }
 
 // checkout is a copy of this one, as somebody has it who makes a service.

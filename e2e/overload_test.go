@@ -2,10 +2,10 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/marquee-ads/marquee/e2e/load"
+	"github.com/marquee-ads/marquee/e2e/scenario"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
 )
@@ -38,13 +39,13 @@ func TestOverload(t *testing.T) {
 	}
 	// Its capacity is known: so many calls at once, half a second each.
 	t.Run("Calls", func(t *testing.T) {
-		ctx := begin(t, lasts+2*time.Minute)
+		ctx := beginBeside(t, lasts+2*time.Minute)
 		d := openDoors(t, ctx)
 		const atOnce, delay, count = 50, 500 * time.Millisecond, 2
-		echo := echov1.NewEchoServiceClient(d.grpc)
+		echo := echov1.NewEchoServiceClient(d.GRPC)
 		ops := []load.Op{
 			{Name: "REST Echo", Call: func(ctx context.Context) (string, error) {
-				return d.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/echo", Body: map[string]any{"text": "x", "delayMs": delay.Milliseconds()}}, nil)
+				return d.REST.Do(ctx, load.Request{Method: "POST", Path: "/v1/echo", Body: map[string]any{"text": "x", "delayMs": delay.Milliseconds()}}, nil)
 			}},
 			load.GRPC("gRPC Echo", func(ctx context.Context, opts ...grpc.CallOption) error {
 				_, err := echo.Echo(ctx, &echov1.EchoRequest{Text: "x", DelayMs: int32(delay.Milliseconds())}, opts...)
@@ -57,26 +58,20 @@ func TestOverload(t *testing.T) {
 	})
 	// Its capacity is the machine's: a password is made to be expensive to check.
 	t.Run("LogIns", func(t *testing.T) {
-		ctx := begin(t, lasts+2*time.Minute)
+		ctx := beginBeside(t, lasts+2*time.Minute)
 		d := openDoors(t, ctx)
-		s := newSignUps(d)
-		names := make([]string, 20)
-		for i := range names {
-			names[i] = fmt.Sprintf("%s-%d", s.prefix, i)
-			_, err := s.client.SignUp(ctx, s.request(names[i]))
-			require.NoError(t, err)
-		}
-		next := make(chan string, len(names))
-		for _, name := range names {
-			next <- name
+		client, accounts := accountv1.NewAccountServiceClient(d.GRPC), d.Accounts()
+		next := make(chan string, 20)
+		for i := range cap(next) {
+			next <- accounts.SignUp(ctx, t, strconv.Itoa(i))
 		}
 		someone := func() string { name := <-next; next <- name; return name }
 		ops := []load.Op{
 			{Name: "REST LogIn", Call: func(ctx context.Context) (string, error) {
-				return d.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/sessions", Body: map[string]string{"name": someone(), "password": password}}, nil)
+				return d.REST.Do(ctx, load.Request{Method: "POST", Path: "/v1/sessions", Body: map[string]string{"name": someone(), "password": scenario.Password}}, nil)
 			}},
 			load.GRPC("gRPC LogIn", func(ctx context.Context, opts ...grpc.CallOption) error {
-				_, err := s.client.LogIn(ctx, &accountv1.LogInRequest{Name: someone(), Password: password}, opts...)
+				_, err := client.LogIn(ctx, &accountv1.LogInRequest{Name: someone(), Password: scenario.Password}, opts...)
 				return err
 			}),
 		}
@@ -110,7 +105,7 @@ type asked struct {
 // without overload it is twice what they take.
 const refusedWithin = time.Second
 
-func overload(t *testing.T, ctx context.Context, d doors, a asked) {
+func overload(t *testing.T, ctx context.Context, d scenario.Doors, a asked) {
 	alive := processes(t, a.program)
 	usual := &timed{}
 	// A quarter of what it can do, before and after.
@@ -119,16 +114,16 @@ func overload(t *testing.T, ctx context.Context, d doors, a asked) {
 	require.Empty(t, report.Failed, "without overload")
 
 	// Somebody else's calls, and the registry's opinion, meanwhile.
-	others := load.Start(ctx, load.Plan{Rate: 20, Timeout: 10 * time.Second, Ops: d.keyReads()})
+	others := load.Start(ctx, load.Plan{Rate: 20, Timeout: 10 * time.Second, Ops: d.Accounts().KeyReads()})
 	watched, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
-	lowest := a.instances
+	lowest, looks := a.instances, 0
 	watching.Go(func() {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for watched.Err() == nil {
 			if ids, err := instances(watched, a.service); err == nil {
-				lowest = min(lowest, len(ids))
+				lowest, looks = min(lowest, len(ids)), looks+1
 			}
 			<-tick.C
 		}
@@ -158,6 +153,7 @@ func overload(t *testing.T, ctx context.Context, d doors, a asked) {
 	require.Less(t, accepted.p99, bound, "calls that were let in became slow")
 	require.Less(t, refused.p99, max(refusedWithin, 2*normal.p99), "refusals came late")
 	require.Empty(t, otherReport.Failed, "other calls")
+	require.NotZero(t, looks, "how many instances are healthy")
 	require.Equal(t, a.instances, lowest, "healthy instances at the least")
 	require.Equal(t, alive, processes(t, a.program), "processes were started anew")
 

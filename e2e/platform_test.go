@@ -3,15 +3,16 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,7 +20,6 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
 
 	"github.com/marquee-ads/marquee/e2e/load"
 	"github.com/marquee-ads/marquee/e2e/scenario"
@@ -30,11 +30,13 @@ import (
 	"github.com/marquee-ads/marquee/platform/mesh"
 	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
-	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
 
 // environment is what the job files run as.
 const environment = "development"
+
+// errNotYet is what a condition says that has nothing to add.
+var errNotYet = errors.New("not yet")
 
 // the is the platform that all scenarios share; TestMain brings it up.
 var the *platform
@@ -43,6 +45,8 @@ type platform struct {
 	*stack.Stack
 	root  string
 	edges edges.Edges
+	// watched is until nobody watches the gateways that run now.
+	watched sync.WaitGroup
 }
 
 func TestMain(m *testing.M) {
@@ -126,8 +130,17 @@ func takeDown() {
 	}
 }
 
-// begin bounds a test in time and prints what the services logged when it fails.
+// begin waits until nothing of earlier scenarios goes on, bounds a test in time
+// and prints what the services logged when it fails.
 func begin(t *testing.T, limit time.Duration) context.Context {
+	t.Helper()
+	the.watched.Wait()
+	return beginBeside(t, limit)
+}
+
+// beginBeside is begin for a scenario that may run while somebody watches the
+// gateways: it starts none of them anew.
+func beginBeside(t *testing.T, limit time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
@@ -154,42 +167,68 @@ func begin(t *testing.T, limit time.Duration) context.Context {
 	return ctx
 }
 
-// doors are clients of all gateways.
-type doors struct {
-	rest *load.REST
-	grpc *grpc.ClientConn
-}
-
-func openDoors(t *testing.T, ctx context.Context) doors {
+// bothGateways are those that run now, and the index after which Consul may have
+// others.
+func bothGateways(t *testing.T, ctx context.Context) ([]stack.Gateway, uint64) {
 	t.Helper()
-	found, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
+	found, index, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
 	require.NoError(t, err)
 	require.Len(t, found, 2, "gateways")
-	var bases, addresses []string
-	for _, g := range found {
-		bases = append(bases, "http://"+g.HTTP)
-		addresses = append(addresses, g.GRPC)
-	}
-	d := doors{rest: load.NewREST(bases...)}
-	t.Cleanup(d.rest.Close)
-	d.grpc, err = load.DialGRPC(addresses...)
-	require.NoError(t, err)
-	t.Cleanup(func() { d.grpc.Close() })
-	return d
+	return found, index
 }
 
-// keyReads are cheap calls through both doors.
-func (d doors) keyReads() []load.Op {
-	account := accountv1.NewAccountServiceClient(d.grpc)
-	return []load.Op{
-		{Name: "REST GetSigningKeys", Call: func(ctx context.Context) (string, error) {
-			return d.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys", Idempotent: true}, nil)
-		}},
-		load.GRPC("gRPC GetSigningKeys", func(ctx context.Context, opts ...grpc.CallOption) error {
-			_, err := account.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{}, opts...)
-			return err
-		}),
+// openDoors makes clients of both gateways that run now.
+func openDoors(t *testing.T, ctx context.Context) scenario.Doors {
+	t.Helper()
+	found, _ := bothGateways(t, ctx)
+	return scenario.OpenDoors(t, found)
+}
+
+// requireEven waits until n instances share the calls of a load that goes on, and
+// requires of the 600 after that to be spread evenly over them, within five per
+// cent. More calls would prove less: any that choose at random would then be as
+// even. It returns how long it waited.
+func requireEven(t *testing.T, ctx context.Context, r *load.Running, n int) time.Duration {
+	t.Helper()
+	next := func(calls int) map[string]int {
+		_, before := r.Snapshot()
+		scenario.More(ctx, t, r, calls)
+		_, spread := r.Snapshot()
+		maps.DeleteFunc(spread, func(id string, served int) bool { return served == before[id] })
+		for id := range spread {
+			spread[id] -= before[id]
+		}
+		return spread
 	}
+	within := func(spread map[string]int, tolerance float64) error {
+		if len(spread) != n {
+			return fmt.Errorf("%d instances answer: %v", len(spread), spread)
+		}
+		calls := 0
+		for _, share := range spread {
+			calls += share
+		}
+		for id, share := range spread {
+			if even := float64(calls) / float64(n); math.Abs(float64(share)-even) > tolerance*even {
+				return fmt.Errorf("%s answers %d of %d calls, which is more than %.0f %% off: %v", id, share, calls, 100*tolerance, spread)
+			}
+		}
+		return nil
+	}
+	waited := scenario.Eventually(ctx, t, 20*time.Second, "all instances share the calls", func() error { return within(next(100), .2) })
+	spread := next(600)
+	t.Logf("calls spread over %d instances: %v", n, spread)
+	require.NoError(t, within(spread, .05))
+	return waited
+}
+
+// requireUndisturbed ends a load of which no call may have failed.
+func requireUndisturbed(t *testing.T, ctx context.Context, running *load.Running, accounts *scenario.Accounts) {
+	t.Helper()
+	report := running.Stop()
+	t.Log(report)
+	require.Empty(t, report.Failed, "no call may fail")
+	accounts.Check(ctx, t)
 }
 
 // instances are the ids of a service's healthy instances, as Consul has them.
@@ -212,48 +251,6 @@ func healthy(t *testing.T, ctx context.Context, service string, n int, limit tim
 		}
 		return err
 	})
-}
-
-// processes are those of a service's job by allocation.
-func processes(t *testing.T, program string) map[string]int {
-	t.Helper()
-	all, err := filepath.Glob("/proc/[0-9]*/environ")
-	require.NoError(t, err)
-	found := map[string]int{}
-	for _, path := range all {
-		exe, err := os.Readlink(filepath.Join(filepath.Dir(path), "exe"))
-		if err != nil || filepath.Base(exe) != program {
-			continue
-		}
-		environ, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(environ, []byte(the.Cluster().Dir()+"/")) {
-			continue // of another cluster
-		}
-		for _, variable := range strings.Split(string(environ), "\x00") {
-			if alloc, ok := strings.CutPrefix(variable, "NOMAD_ALLOC_ID="); ok {
-				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-				require.NoError(t, err)
-				found[alloc] = pid
-			}
-		}
-	}
-	return found
-}
-
-// kill ends n processes of a program as a crash would, and returns them by
-// allocation.
-func kill(t *testing.T, program string, n int) map[string]int {
-	t.Helper()
-	killed := map[string]int{}
-	for alloc, pid := range processes(t, program) {
-		if len(killed) == n {
-			break
-		}
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		killed[alloc] = pid
-	}
-	require.Len(t, killed, n, "%s processes to kill", program)
-	return killed
 }
 
 // as joins the mesh from this process as a service, with the operator's rights.

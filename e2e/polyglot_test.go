@@ -27,11 +27,11 @@ import (
 // found, served over REST by gateways that were not told of it, balanced, and
 // cut off where no edge is drawn. Not a line of Go is its own.
 func TestPolyglot(t *testing.T) {
-	ctx := begin(t, 6*time.Minute)
+	ctx := beginBeside(t, 6*time.Minute)
 	gateways := processes(t, "gatewayd")
 	deployGreeting(t, ctx)
 	d := openDoors(t, ctx)
-	served := func() (string, error) { return greet(ctx, d.rest, "Ada Lovelace") }
+	served := func() (string, error) { return greet(ctx, d.REST, "Ada Lovelace") }
 
 	// No edge is drawn yet.
 	refused(t, ctx, served)
@@ -65,7 +65,7 @@ func TestPolyglot(t *testing.T) {
 	})
 
 	t.Run("ItsErrors", func(t *testing.T) {
-		_, err := greet(ctx, d.rest, fmt.Sprintf("%0101d", 0))
+		_, err := greet(ctx, d.REST, fmt.Sprintf("%0101d", 0))
 		var problem *load.ProblemError
 		require.ErrorAs(t, err, &problem)
 		require.Equal(t, http.StatusBadRequest, problem.HTTPStatus, "%s", problem.Body)
@@ -90,7 +90,7 @@ func TestPolyglot(t *testing.T) {
 
 	t.Run("Replaced", func(t *testing.T) {
 		running := load.Start(ctx, load.Plan{Rate: 50, Timeout: 10 * time.Second, Ops: []load.Op{{Name: "REST Greet", Call: func(ctx context.Context) (string, error) {
-			return greet(ctx, d.rest, "Ada")
+			return greet(ctx, d.REST, "Ada")
 		}}}})
 		scenario.AtLeast(ctx, t, running, 50)
 		require.NoError(t, the.Jobs().Restart(ctx, "greeting", func(jobs.Progress) {}))

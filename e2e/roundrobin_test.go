@@ -19,8 +19,8 @@ func TestRoundRobin(t *testing.T) {
 	const calls, count, gateways = 3000, 3, 2
 
 	t.Run("ThroughTheGateways", func(t *testing.T) {
-		d := openDoors(t, ctx)
-		report := load.Start(ctx, load.Plan{Rate: 300, Calls: calls, Timeout: 5 * time.Second, Ops: d.keyReads()}).Wait()
+		reads := openDoors(t, ctx).Accounts().KeyReads()
+		report := load.Start(ctx, load.Plan{Rate: 600, Calls: calls, Timeout: 5 * time.Second, Ops: reads}).Wait()
 		t.Log(report)
 		require.Empty(t, report.Failed)
 		require.Len(t, report.ByInstance, count)

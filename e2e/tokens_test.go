@@ -24,16 +24,9 @@ import (
 func TestTokens(t *testing.T) {
 	ctx := begin(t, time.Minute)
 	d := openDoors(t, ctx)
-	client := accountv1.NewAccountServiceClient(d.grpc)
-	s := newSignUps(d)
-	name := s.prefix + "-tokens"
-	_, err := client.SignUp(ctx, s.request(name))
-	require.NoError(t, err)
-	session, err := client.LogIn(ctx, &accountv1.LogInRequest{Name: name, Password: password})
-	require.NoError(t, err)
-	genuine := session.GetAccessToken()
+	genuine := d.Accounts().LogIn(ctx, t, "tokens").GetAccessToken()
 
-	published, err := client.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{})
+	published, err := accountv1.NewAccountServiceClient(d.GRPC).GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{})
 	require.NoError(t, err)
 	key := published.GetKeys()[0]
 	parsed, _, err := jwt.NewParser().ParseUnverified(genuine, jwt.MapClaims{})
@@ -59,18 +52,18 @@ func TestTokens(t *testing.T) {
 		"with the last character cut off": {genuine[:len(genuine)-1], "TOKEN_INVALID"},
 	} {
 		t.Run(what, func(t *testing.T) {
-			_, err := d.rest.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/accounts/me", Token: c.token}, nil)
+			_, err := d.REST.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/accounts/me", Token: c.token}, nil)
 			requireProblem(t, err, http.StatusUnauthorized, c.reason)
 		})
 	}
 
 	whoami := func(ctx context.Context) error {
-		_, err := d.rest.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/whoami", Token: genuine}, nil)
+		_, err := d.REST.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/whoami", Token: genuine}, nil)
 		return err
 	}
 	require.NoError(t, whoami(ctx), "echo, which verifies tokens by itself, accepts the genuine one")
 	began := time.Now()
-	_, err = d.rest.Do(ctx, load.Request{Method: http.MethodDelete, Path: "/v1/sessions/current", Token: genuine}, nil)
+	_, err = d.REST.Do(ctx, load.Request{Method: http.MethodDelete, Path: "/v1/sessions/current", Token: genuine}, nil)
 	require.NoError(t, err)
 	scenario.Eventually(ctx, t, 10*time.Second, "the token is refused by another service", func() error {
 		for range 4 { // both instances, through both gateways
@@ -82,7 +75,7 @@ func TestTokens(t *testing.T) {
 	})
 	t.Logf("the log-out was effective in another service after %.1f s", time.Since(began).Seconds())
 	requireProblem(t, whoami(ctx), http.StatusUnauthorized, "SESSION_ENDED")
-	_, err = d.rest.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/accounts/me", Token: genuine}, nil)
+	_, err = d.REST.Do(ctx, load.Request{Method: http.MethodGet, Path: "/v1/accounts/me", Token: genuine}, nil)
 	requireProblem(t, err, http.StatusUnauthorized, "SESSION_ENDED")
 }
 

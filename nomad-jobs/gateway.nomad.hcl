@@ -189,9 +189,9 @@ variable "gateway_cpu" {
 }
 
 variable "gateway_memory" {
-  description = "Memory of an instance, in MiB."
+  description = "Memory of an instance, in MiB: 10,000 connections that are half open take 315."
   type        = number
-  default     = 256
+  default     = 384
 
   validation {
     condition     = var.gateway_memory >= 64

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/e2e/cluster/box"
+	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/release"
 	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
@@ -41,7 +41,7 @@ func TestCluster(t *testing.T) {
 		scenarios(t)
 		return
 	}
-	requirements(t)
+	scenario.NeedRoot(t, map[string]string{"ip": "apt-get install iproute2", "nft": "apt-get install nftables"})
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	prepare(t, ctx)
@@ -67,20 +67,6 @@ func (p *prefixed) Write(text []byte) (int, error) {
 		fmt.Print(p.mark, strings.TrimSuffix(line, "\n"), "\n")
 	}
 	return len(text), nil
-}
-
-// requirements skips the test where something is missing that only the host's
-// owner can add.
-func requirements(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("the cluster's machines are namespaces, which need root: run make e2e-cluster as root")
-	}
-	for program, get := range map[string]string{"ip": "apt-get install iproute2", "nft": "apt-get install nftables"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("the cluster's machines need %s: %v: %s", program, err, get)
-		}
-	}
 }
 
 // prepare builds outside the box all that is needed in it, where there is no

@@ -49,11 +49,12 @@ const (
 	// dataNode has the database's data: it is not among those that are killed,
 	// because nothing can take its place.
 	dataNode = "client-1"
-	// wanted is how many instances of account and gateway there are.
+	// wanted is how many instances of each service there are; databases have one.
 	wanted = 2
 	// diskSize is that of a client's disk for Nomad: what tasks write, and the
-	// copies of programs and libraries that they are shut into.
-	diskSize = 1 << 30
+	// copies of programs and libraries that they are shut into. Nomad reckons with
+	// 300 MB for each instance.
+	diskSize = 2 << 30
 	// settleBound is how long the cluster may take to be whole again between
 	// scenarios. On processors of its own it takes a few seconds.
 	settleBound = 90 * time.Second
@@ -110,10 +111,12 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 	postgres := findPostgres(t, ctx)
 	files := map[string]string{"/usr/local/bin": findPrograms(t, ctx)}
 	maps.Copy(files, postgres.files)
+	services, err := stack.ReadServices(root)
+	require.NoError(t, err)
 	for _, n := range nodes {
 		n.Servers, n.Operators = c.environ.Servers, []string{operator + "/32"}
 		if n.Name == dataNode {
-			n.Chroot = postgres.chroot
+			n.Chroot, n.DataJobs = postgres.chroot, stack.DataJobs(services)
 		}
 		c.add(t, inner, root, n, files)
 	}
@@ -145,14 +148,20 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 
 	uploader, err := env.Artifacts()
 	require.NoError(t, err)
+	counts := map[string]string{}
+	for _, service := range services {
+		if !service.KeepsData {
+			counts[strings.ReplaceAll(service.Name, "-", "_")+"_count"] = strconv.Itoa(wanted)
+		}
+	}
 	c.Stack, err = stack.Open(stack.Config{
 		Root: root,
 		Target: stack.OnMachines(stack.Machines{
 			Name: env.Name, Dir: "/run", Nomad: c.nomad, Consul: c.consul,
-			Upload: uploader.Upload, PostgresBinDir: postgres.binDir,
+			Upload: uploader.Upload, Prune: uploader.Prune, PostgresBinDir: postgres.binDir,
 		}),
 		VariableFiles: []string{stack.ProductionVariables(root)},
-		Variables:     map[string]string{"account_count": fmt.Sprint(wanted), "gateway_count": fmt.Sprint(wanted)},
+		Variables:     counts,
 		Progress:      say,
 	})
 	require.NoError(t, err)
@@ -182,7 +191,7 @@ func nodes() []machine.Node {
 		}
 		n.Public = n.Address
 		if n.Name == dataNode {
-			n.Meta["marquee_data"] = "true"
+			n.Meta[machine.Data] = "true"
 		}
 		all = append(all, n)
 	}
@@ -324,10 +333,13 @@ func (c *cluster) without(t *testing.T, ctx context.Context, machine string, lim
 
 // each looks at the services that have several instances.
 func (c *cluster) each(ctx context.Context, look func(service string, found []instance) error) error {
-	for _, service := range []string{"account", "gateway"} {
-		found, err := c.instances(ctx, service)
+	for _, service := range c.Services() {
+		if service.KeepsData {
+			continue
+		}
+		found, err := c.instances(ctx, service.Name)
 		if err == nil {
-			err = look(service, found)
+			err = look(service.Name, found)
 		}
 		if err != nil {
 			return err
@@ -364,10 +376,20 @@ func (c *cluster) whole(ctx context.Context) error {
 			return fmt.Errorf("%s of %s is %s", jobs.Short(a.ID), a.JobID, a.ClientStatus)
 		}
 	}
-	if running["account"] != wanted || running["gateway"] != wanted || running["account-db"] != 1 {
-		return fmt.Errorf("instances run: %v", running)
+	for _, service := range c.Services() {
+		if running[service.Name] != instancesOf(service) {
+			return fmt.Errorf("instances run: %v", running)
+		}
 	}
 	return nil
+}
+
+// instancesOf is how many instances of a job there should be.
+func instancesOf(service stack.Service) int {
+	if service.KeepsData {
+		return 1
+	}
+	return wanted
 }
 
 // settle waits until the cluster is whole.
@@ -387,15 +409,16 @@ func (c *cluster) victim(t *testing.T, ctx context.Context) *node {
 		}
 	}
 	complete := func() *node {
-		has := map[string]int{}
+		has, several := map[string]int{}, 0
 		require.NoError(t, c.each(ctx, func(_ string, found []instance) error {
+			several++
 			for _, i := range found {
 				has[i.node]++
 			}
 			return nil
 		}))
 		for _, n := range candidates {
-			if has[n.Name()] == 2 {
+			if has[n.Name()] == several {
 				return n
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 )
 
 // ServedBy is the response header that names the instance that answered.
@@ -49,18 +50,42 @@ const retryPolicy = `{
 // DialGRPC connects to the gateways' gRPC doors, addresses as host:port, the
 // way a client should: all of them, round robin, repeating idempotent calls.
 func DialGRPC(addresses ...string) (*grpc.ClientConn, error) {
-	conn, _, err := DialGRPCFollowing(addresses...)
+	conn, _, err := dialGRPC(addresses)
 	return conn, err
 }
 
-func dialGRPC(r resolver.Builder) (*grpc.ClientConn, error) {
-	return grpc.NewClient("gateways:///all",
-		grpc.WithResolvers(r),
+// DialGRPCOnce is DialGRPC without repeating, for who wants to hear what each
+// call was told.
+func DialGRPCOnce(addresses ...string) (*grpc.ClientConn, error) {
+	conn, _, err := dialGRPC(addresses, grpc.WithDisableRetry())
+	return conn, err
+}
+
+// DialGRPCFollowing is DialGRPC to gateways that come and go: set says which are
+// there from then on.
+func DialGRPCFollowing(addresses ...string) (conn *grpc.ClientConn, set func(addresses ...string), err error) {
+	return dialGRPC(addresses)
+}
+
+func dialGRPC(addresses []string, options ...grpc.DialOption) (*grpc.ClientConn, func(...string), error) {
+	gateways := manual.NewBuilderWithScheme("gateways")
+	gateways.InitialState(stateOf(addresses))
+	conn, err := grpc.NewClient("gateways:///all", append(options,
+		grpc.WithResolvers(gateways),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(retryPolicy),
 		// Turns on TCP_USER_TIMEOUT too. No more often than the gateways bear.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: deadPeer}),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}, MinConnectTimeout: time.Second}))
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}, MinConnectTimeout: time.Second}))...)
+	return conn, func(addresses ...string) { gateways.UpdateState(stateOf(addresses)) }, err
+}
+
+func stateOf(addresses []string) resolver.State {
+	state := resolver.State{}
+	for _, a := range addresses {
+		state.Addresses = append(state.Addresses, resolver.Address{Addr: a})
+	}
+	return state
 }
 
 // GRPC makes an Op of a unary call; call gets an option that collects who served it.
@@ -77,7 +102,7 @@ func GRPC(name string, call func(ctx context.Context, opts ...grpc.CallOption) e
 
 // REST is a client of the gateways' HTTP doors that holds all their addresses.
 type REST struct {
-	bases []base
+	bases atomic.Pointer[[]*base]
 	http  *http.Client
 	next  atomic.Uint64
 }
@@ -103,27 +128,44 @@ func (b *base) usable(now time.Time) bool {
 // NewREST makes a client; bases are URLs such as http://127.0.0.1:8080.
 func NewREST(bases ...string) *REST {
 	dialer := &net.Dialer{Timeout: deadPeer, Control: giveUpOn(deadPeer)}
-	c := &REST{bases: make([]base, len(bases)), http: &http.Client{Transport: &http.Transport{
+	c := &REST{http: &http.Client{Transport: &http.Transport{
 		DialContext:         dialer.DialContext,
 		MaxIdleConnsPerHost: 256,
 		IdleConnTimeout:     30 * time.Second,
 	}}}
-	for i := range bases {
-		c.bases[i].url = bases[i]
-	}
+	c.Set(bases...)
 	return c
+}
+
+// Set says which gateways are there from then on; of those that stay it is
+// remembered which rest. Calls under way go on where they are.
+func (c *REST) Set(bases ...string) {
+	known := map[string]*base{}
+	if last := c.bases.Load(); last != nil {
+		for _, b := range *last {
+			known[b.url] = b
+		}
+	}
+	now := make([]*base, len(bases))
+	for i, url := range bases {
+		if now[i] = known[url]; now[i] == nil {
+			now[i] = &base{url: url}
+		}
+	}
+	c.bases.Store(&now)
 }
 
 // pick is the next gateway in turn that is not resting; or that is, when all are.
 func (c *REST) pick() *base {
+	bases := *c.bases.Load()
 	first := c.next.Add(1)
 	now := time.Now()
-	for i := range uint64(len(c.bases)) {
-		if b := &c.bases[(first+i)%uint64(len(c.bases))]; b.usable(now) {
+	for i := range uint64(len(bases)) {
+		if b := bases[(first+i)%uint64(len(bases))]; b.usable(now) {
 			return b
 		}
 	}
-	return &c.bases[first%uint64(len(c.bases))]
+	return bases[first%uint64(len(bases))]
 }
 
 // Close ends idle connections.

@@ -3,14 +3,21 @@ package load
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
 
 func TestLoadIsOpenLoop(t *testing.T) {
@@ -70,12 +77,81 @@ func TestRESTLeavesADeadGatewayAlone(t *testing.T) {
 	}
 	require.EqualValues(t, 20, served.Load())
 	require.Equal(t, 1, tries, "within its rest the dead one is tried once")
-	c.bases[0].rests.Store(1) // long ago: one call tries it again
+	(*c.bases.Load())[0].rests.Store(1) // long ago: one call tries it again
 	_, err := c.Do(t.Context(), Request{Method: "GET", Path: "/", Idempotent: true}, nil)
 	require.NoError(t, err)
 	_, err = c.Do(t.Context(), Request{Method: "GET", Path: "/", Idempotent: true}, nil)
 	require.NoError(t, err)
 	require.Equal(t, 2, tries)
+}
+
+// Whoever is told that a gateway is gone does not go there, and remembers which
+// of the others rest.
+func TestRESTFollows(t *testing.T) {
+	asked := make(map[string]int)
+	var doors []string
+	for range 3 {
+		var url string
+		door := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked[url]++ }))
+		defer door.Close()
+		url = door.URL
+		doors = append(doors, url)
+	}
+	c := NewREST(doors[:2]...)
+	defer c.Close()
+	get := func() {
+		t.Helper()
+		_, err := c.Do(t.Context(), Request{Method: "GET", Path: "/"}, nil)
+		require.NoError(t, err)
+	}
+	get()
+	get()
+	require.Equal(t, map[string]int{doors[0]: 1, doors[1]: 1}, asked)
+	(*c.bases.Load())[0].rests.Store(time.Now().Add(time.Hour).UnixNano())
+	c.Set(doors[0], doors[2])
+	clear(asked)
+	for range 4 {
+		get()
+	}
+	require.Zero(t, asked[doors[1]], "calls go to one that is gone")
+	require.Equal(t, 4, asked[doors[2]], "calls go to one that rests")
+}
+
+// unavailable answers that it is.
+type unavailable struct {
+	accountv1.UnimplementedAccountServiceServer
+	asked atomic.Int64
+}
+
+func (u *unavailable) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
+	u.asked.Add(1)
+	return nil, status.Error(codes.Unavailable, "not now")
+}
+
+func TestDialGRPC(t *testing.T) {
+	for name, c := range map[string]struct {
+		dial func(...string) (*grpc.ClientConn, error)
+		want int64
+	}{
+		"Repeats": {DialGRPC, 4},
+		"Once":    {DialGRPCOnce, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			server, service := grpc.NewServer(), &unavailable{}
+			accountv1.RegisterAccountServiceServer(server, service)
+			var serving sync.WaitGroup
+			serving.Go(func() { _ = server.Serve(listener) })
+			defer func() { server.Stop(); serving.Wait() }()
+			conn, err := c.dial(listener.Addr().String())
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = accountv1.NewAccountServiceClient(conn).GetSigningKeys(t.Context(), &accountv1.GetSigningKeysRequest{})
+			require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+			require.Equal(t, c.want, service.asked.Load())
+		})
+	}
 }
 
 type countingTransport struct {

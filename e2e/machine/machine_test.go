@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/e2e/cluster/box"
+	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/bootstrap"
 	"github.com/marquee-ads/marquee/platform/environment"
 	"github.com/marquee-ads/marquee/platform/keys"
@@ -53,14 +54,7 @@ func TestMachines(t *testing.T) {
 		inside(t)
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("machines are namespaces here, which need root: run this as root")
-	}
-	for program, get := range map[string]string{"ip": "apt-get install iproute2", "nft": "apt-get install nftables"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("machines need %s: %v: %s", program, err, get)
-		}
-	}
+	scenario.NeedRoot(t, map[string]string{"ip": "apt-get install iproute2", "nft": "apt-get install nftables"})
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	for _, tool := range []string{tools.Consul, tools.Nomad} {
@@ -378,7 +372,7 @@ func (r *room) asNomad(t *testing.T, token string) *nomadapi.Client {
 func (r *room) testAgentToken(t *testing.T) {
 	c := r.asConsul(t, r.client, r.keys.Secrets.Nodes["client-1"])
 	registration := func(node string) *consulapi.CatalogRegistration {
-		return &consulapi.CatalogRegistration{Node: node, Address: client, NodeMeta: map[string]string{"seen": "1"}, SkipNodeUpdate: false}
+		return &consulapi.CatalogRegistration{Node: node, Address: client, NodeMeta: map[string]string{"seen": "1"}}
 	}
 	_, err := c.Catalog().Register(registration("server-1"), nil)
 	require.ErrorContains(t, err, "Permission denied", "it wrote another machine")
@@ -470,7 +464,7 @@ func sleeper(url, sum string) *nomadapi.Job {
 	task.Artifacts = []*nomadapi.TaskArtifact{{
 		GetterSource: &url, GetterOptions: map[string]string{"checksum": "sha256:" + sum},
 	}}
-	task.Resources = &nomadapi.Resources{MemoryMB: ptr(32)}
+	task.Resources = &nomadapi.Resources{MemoryMB: new(32)}
 	group := nomadapi.NewTaskGroup("group", 1).AddTask(task)
 	group.Networks = []*nomadapi.NetworkResource{{
 		DynamicPorts: []nomadapi.Port{{Label: "mesh", HostNetwork: "private"}, {Label: "admin", HostNetwork: "loopback"}},
@@ -479,12 +473,10 @@ func sleeper(url, sum string) *nomadapi.Job {
 		Name: name, PortLabel: "mesh", TaskName: "wait", Provider: "consul", Connect: &nomadapi.ConsulConnect{Native: true},
 	}}
 	job := nomadapi.NewServiceJob(name, name, "global", 50).AddDatacenter("dc1").AddTaskGroup(group)
-	job.NodePool = ptr("services")
+	job.NodePool = new("services")
 	job.Constraints = []*nomadapi.Constraint{nomadapi.NewConstraint("${meta."+machine.Services+"}", "=", "true")}
 	return job
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // A job's service has its own identity and no other, its ports are where they
 // should be, and it is placed by the machine's metadata.
@@ -514,6 +506,7 @@ func (r *room) testWorkloadIdentity(t *testing.T) {
 		require.NoError(t, err)
 	})
 	require.Equal(t, "client-1", alloc.NodeName)
+	require.Len(t, alloc.AllocatedResources.Shared.Ports, 2)
 	for _, port := range alloc.AllocatedResources.Shared.Ports {
 		require.Equal(t, map[string]string{"mesh": client, "admin": "127.0.0.1"}[port.Label], port.HostIP, port.Label)
 		require.GreaterOrEqual(t, port.Value, 20000)
@@ -561,12 +554,12 @@ func (r *room) testDataChroot(t *testing.T) {
 		task.SetConfig("command", bin[len(bin)-1]).SetConfig("args", []string{"--pgdata=/local/data", "--no-sync", "--no-locale", "--encoding=UTF8"})
 	}
 	task.User = "nobody"
-	task.Resources = &nomadapi.Resources{MemoryMB: ptr(256)}
+	task.Resources = &nomadapi.Resources{MemoryMB: new(256)}
 	group := nomadapi.NewTaskGroup("group", 1).AddTask(task)
-	group.RestartPolicy = &nomadapi.RestartPolicy{Attempts: ptr(0), Mode: ptr("fail")}
-	group.ReschedulePolicy = &nomadapi.ReschedulePolicy{Attempts: ptr(0), Unlimited: ptr(false)}
+	group.RestartPolicy = &nomadapi.RestartPolicy{Attempts: new(0), Mode: new("fail")}
+	group.ReschedulePolicy = &nomadapi.ReschedulePolicy{Attempts: new(0), Unlimited: new(false)}
 	job := nomadapi.NewBatchJob("probe", "probe", "global", 50).AddDatacenter("dc1").AddTaskGroup(group)
-	job.NodePool = ptr("services")
+	job.NodePool = new("services")
 	job.Constraints = []*nomadapi.Constraint{nomadapi.NewConstraint("${meta."+machine.Data+"}", "=", "true")}
 	_, _, err := r.nomad.Jobs().Register(job, nil)
 	require.NoError(t, err)

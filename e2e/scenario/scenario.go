@@ -1,10 +1,12 @@
-// Package scenario has what the scenarios of several packages share: waiting
-// for conditions, and knocking at a port without a mesh identity.
+// Package scenario has what the scenarios of several packages share: load
+// through all gateways, waiting for conditions, and what is written down.
 package scenario
 
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -15,6 +17,20 @@ import (
 	"github.com/marquee-ads/marquee/e2e/load"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
+
+// NeedRoot skips a test in namespaces where it cannot run: it needs root, and
+// programs that only the machine's owner can add, each with how.
+func NeedRoot(t testing.TB, programs map[string]string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("this needs namespaces, which need root: run it as root")
+	}
+	for program, get := range programs {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("this needs %s: %v: %s", program, err, get)
+		}
+	}
+}
 
 // Eventually waits for a condition, asking every 20 ms, and fails the test with
 // what it last said when the limit passes, also when the condition comes to hold
@@ -50,6 +66,13 @@ func AtLeast(ctx context.Context, t testing.TB, r *load.Running, calls int) {
 		}
 		return nil
 	})
+}
+
+// More waits until a load has made so many calls more.
+func More(ctx context.Context, t testing.TB, r *load.Running, calls int) {
+	t.Helper()
+	made, _ := r.Snapshot()
+	AtLeast(ctx, t, r, made+calls)
 }
 
 // Knock calls a business method of account on one address, with whatever

@@ -174,17 +174,3 @@ func bindEntry(from, to string, kind os.FileMode) error {
 	}
 	return unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")
 }
-
-// requirements skips the test where something is missing that only the machine's
-// owner can add.
-func requirements(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("the sidecar test needs root, for bridge networking: run make e2e as root")
-	}
-	for program, get := range map[string]string{"iptables": "apt-get install iptables", "ip": "apt-get install iproute2"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("the sidecar test needs %s, for bridge networking: %v: %s", program, err, get)
-		}
-	}
-}

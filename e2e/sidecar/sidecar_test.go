@@ -57,7 +57,7 @@ func TestSidecar(t *testing.T) {
 		scenarios(t)
 		return
 	}
-	requirements(t)
+	scenario.NeedRoot(t, map[string]string{"iptables": "apt-get install iptables", "ip": "apt-get install iproute2"})
 	// From cold the two agents are built first.
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
@@ -125,10 +125,8 @@ func noted(t *testing.T, folder string) []string {
 // platform is the one in the box, with clients of all its gateways.
 type platform struct {
 	*stack.Stack
-	rest    *load.REST
-	grpc    *grpc.ClientConn
-	account accountv1.AccountServiceClient
-	stream  stream
+	doors  scenario.Doors
+	stream stream
 }
 
 // scenarios run in the box, one after the other.
@@ -210,26 +208,11 @@ func bringUp(t *testing.T, ctx context.Context) *platform {
 	_, err = s.WaitServed(ctx, "/v1/signing-keys")
 	must(err)
 	t.Logf("the first call was served %.1f s after the box was started", time.Since(began).Seconds())
-	p.openDoors(t, ctx)
-	return p
-}
-
-func (p *platform) openDoors(t *testing.T, ctx context.Context) {
-	t.Helper()
-	gateways, _, err := stack.Gateways(ctx, p.Cluster().Consul(), 0)
+	gateways, _, err := stack.Gateways(ctx, s.Cluster().Consul(), 0)
 	require.NoError(t, err)
 	require.Len(t, gateways, 2, "gateways")
-	var bases, addresses []string
-	for _, g := range gateways {
-		bases = append(bases, "http://"+g.HTTP)
-		addresses = append(addresses, g.GRPC)
-	}
-	p.rest = load.NewREST(bases...)
-	t.Cleanup(p.rest.Close)
-	p.grpc, err = load.DialGRPC(addresses...)
-	require.NoError(t, err)
-	t.Cleanup(func() { p.grpc.Close() })
-	p.account = accountv1.NewAccountServiceClient(p.grpc)
+	p.doors = scenario.OpenDoors(t, gateways)
+	return p
 }
 
 // ran are the ids of all allocations.
@@ -286,7 +269,7 @@ func testStaysInTheBox(t *testing.T, ctx context.Context, p *platform) {
 // Sign-up, log-in and reads under load: no failed call, and both instances share
 // the work.
 func testServes(t *testing.T, ctx context.Context, p *platform) {
-	plan := scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t)
+	plan := p.doors.Accounts().Mixed(ctx, t)
 	plan.Calls = 2000
 	report := load.Start(ctx, plan).Wait()
 	t.Log("through Envoy: ", report)
@@ -299,7 +282,7 @@ func testServes(t *testing.T, ctx context.Context, p *platform) {
 func (p *platform) requireEven(t *testing.T, ctx context.Context) {
 	t.Helper()
 	const calls, instances = 600, 2
-	report := load.Start(ctx, load.Plan{Rate: 300, Calls: calls, Timeout: 5 * time.Second, Ops: scenario.NewAccounts(p.rest, p.grpc).KeyReads()}).Wait()
+	report := load.Start(ctx, load.Plan{Rate: 300, Calls: calls, Timeout: 5 * time.Second, Ops: p.doors.Accounts().KeyReads()}).Wait()
 	t.Log("spread: ", report)
 	require.Empty(t, report.Failed)
 	require.Len(t, report.ByInstance, instances)
@@ -400,10 +383,11 @@ func testDenyAndAllow(t *testing.T, ctx context.Context, p *platform) {
 		defer cancel()
 		require.NoError(t, p.Cluster().SetEdge(ctx, "gateway", "account", true))
 	})
+	account := accountv1.NewAccountServiceClient(p.doors.GRPC)
 	// In a row, so that both gateways ask both instances.
 	inARow := func(want codes.Code) error {
 		for range 20 {
-			_, err := p.account.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{})
+			_, err := account.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{})
 			if status.Code(err) != want {
 				return fmt.Errorf("a call ended with %s instead of %s: %w", status.Code(err), want, err)
 			}
@@ -421,7 +405,7 @@ func testDenyAndAllow(t *testing.T, ctx context.Context, p *platform) {
 	began := time.Now()
 	require.NoError(t, p.Cluster().SetEdge(ctx, "gateway", "account", false))
 	took := scenario.Eventually(ctx, t, 4*time.Second, "all calls are refused", func() error { return inARow(codes.PermissionDenied) })
-	_, err := p.rest.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys"}, nil)
+	_, err := p.doors.REST.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys"}, nil)
 	var problem *load.ProblemError
 	require.ErrorAs(t, err, &problem)
 	require.Equal(t, http.StatusForbidden, problem.HTTPStatus, "%s", problem.Body)
@@ -445,7 +429,7 @@ func testEnvoyCrashes(t *testing.T, ctx context.Context, p *platform) { p.crash(
 // crash kills one of two processes under load; callers do not notice.
 func (p *platform) crash(t *testing.T, ctx context.Context, program string) {
 	t.Helper()
-	running := load.Start(ctx, scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t))
+	running := load.Start(ctx, p.doors.Accounts().Mixed(ctx, t))
 	scenario.AtLeast(ctx, t, running, 300)
 	pids := processes(t, program)
 	require.Len(t, pids, 2, "%s processes", program)
@@ -455,8 +439,7 @@ func (p *platform) crash(t *testing.T, ctx context.Context, program string) {
 	excluded := time.Since(began)
 	p.healthy(t, ctx, 2, 30*time.Second)
 	restored := time.Since(began)
-	calls, _ := running.Snapshot()
-	scenario.AtLeast(ctx, t, running, calls+300)
+	scenario.More(ctx, t, running, 300)
 	report := running.Stop()
 	t.Logf("killed one %s of two; out of Consul after %.1f s, back after %.1f s; longest call %s",
 		program, excluded.Seconds(), restored.Seconds(), report.Longest().Round(time.Millisecond))
@@ -468,11 +451,10 @@ func (p *platform) crash(t *testing.T, ctx context.Context, program string) {
 // Replacing the instances one after the other fails no call: each leaves Consul
 // first, and its Envoy stops last.
 func testRestart(t *testing.T, ctx context.Context, p *platform) {
-	running := load.Start(ctx, scenario.NewAccounts(p.rest, p.grpc).Mixed(ctx, t))
+	running := load.Start(ctx, p.doors.Accounts().Mixed(ctx, t))
 	scenario.AtLeast(ctx, t, running, 200)
 	require.NoError(t, p.Jobs().Restart(ctx, "account", nil))
-	calls, _ := running.Snapshot()
-	scenario.AtLeast(ctx, t, running, calls+200)
+	scenario.More(ctx, t, running, 200)
 	report := running.Stop()
 	t.Logf("replaced both instances; longest call %s", report.Longest().Round(time.Millisecond))
 	t.Log(report)

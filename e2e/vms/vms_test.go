@@ -230,6 +230,7 @@ func TestInside(t *testing.T) {
 		run  func(*testing.T, context.Context)
 	}{
 		{"ApplyAgainChangesNothing", r.noChanges},
+		{"LogIn", r.logIn},
 		{"Deploy", r.deploy},
 		{"SignUpAndLogIn", r.signUp},
 		{"OpenPorts", r.openPorts},
@@ -256,6 +257,23 @@ func (r *room) noChanges(t *testing.T, _ context.Context) {
 	out, err := run(t, 4*time.Minute, "vms", "--env", name, "plan")
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), "Nothing would be changed")
+}
+
+// logIn logs in to every machine with the operator's key, which another key does
+// not do.
+func (r *room) logIn(t *testing.T, ctx context.Context) {
+	other := filepath.Join(t.TempDir(), "key")
+	out, err := exec.CommandContext(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	for _, n := range r.nodes {
+		out, err := run(t, time.Minute, "vms", "--env", name, "ssh", n.Name, "hostname")
+		require.NoError(t, err, "%s", out)
+		require.Equal(t, n.Name+"\n", string(out))
+		refused, err := exec.CommandContext(ctx, "ssh", "-i", other, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
+			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@"+n.Address, "hostname").CombinedOutput()
+		require.Error(t, err, "%s", refused)
+		require.Contains(t, string(refused), "Permission denied (publickey)")
+	}
 }
 
 // deploy runs the jobs. An emulated machine that is busy may miss the jobs'

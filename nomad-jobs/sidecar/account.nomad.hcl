@@ -12,9 +12,12 @@
 # PATH; a network_interface other than loopback, or the Envoys register under an
 # address at which nobody can reach them; and account-db on that same network
 # (its variable host_network = "default"), because loopback ends at the bridge;
-# nomad-jobs/vars/local.hcl, which is for loopback, does not serve here.
-# A client's alloc_dir must be no longer than 43 characters: the path of a Unix
+# nomad-jobs/vars/local.hcl, which is for loopback, does not serve here. A client's alloc_dir must be no longer than 43 characters: the path of a Unix
 # socket below it is limited.
+#
+# It is for one machine, not for those of terraform/ (vars/production.hcl): they have
+# no Envoy, in the chroot of their exec driver is nothing that Envoy is linked with,
+# and they fetch accountd as an artifact, which is not taken here.
 
 variable "datacenters" {
   description = "The datacenters in which instances may be placed."

@@ -42,7 +42,8 @@ gateway_count  = 2
 gateway_min    = 2
 distinct_hosts = false
 
-# The data stays on the machine that offers it as a host volume: account-db-data.
+# The data stays on the machine that offers it as a host volume: account-db-data
+# for account-db, and so on.
 postgres_host_volumes = true
 postgres_data_folder  = "/var/lib/marquee/volumes"
 postgres_bin_dir      = "/usr/lib/postgresql/15/bin"
@@ -50,12 +51,13 @@ postgres_bin_dir      = "/usr/lib/postgresql/15/bin"
 # Measured, not guessed: `marquee jobs list --usage` after 300 sign-ups, 16 at a
 # time, beside 300 calls a second to two instances of account and one gateway
 # showed at most accountd 185 MiB and 800 MHz (250 MHz without the sign-ups),
-# gatewayd 82 MiB and 120 MHz, postgresd 77 MiB and 100 MHz, meshproxyd 18 MiB and
-# 50 MHz. Memory is a limit, CPU a share: a task may take what others leave.
-# Measure again when the load is another.
+# gatewayd 82 MiB and 120 MHz (315 MiB with 10,000 half-open connections),
+# postgresd 77 MiB and 100 MHz, meshproxyd 18 MiB and 50 MHz. Memory is a limit,
+# CPU a share: a task may take what others leave. Measure again when the load is
+# another.
 account_cpu     = 300
 account_memory  = 256
 gateway_cpu     = 200
-gateway_memory  = 128
+gateway_memory  = 384
 postgres_cpu    = 200
 postgres_memory = 256

@@ -245,9 +245,11 @@ func TestRefused(t *testing.T) {
 		path, sum := program(t, text)
 		_, err := uploader.Upload(t.Context(), path, sum)
 		require.NoError(t, err)
-		require.NoError(t, uploader.Remove(t.Context(), sum, "accountd"))
-		nothing(t)
-		require.NoError(t, uploader.Remove(t.Context(), sum, "accountd"), "it is gone already")
+		for range 2 { // the second time it is gone already
+			status, _ := do(t, operator, http.MethodDelete, base+"/"+sum+"/accountd", "")
+			require.Equal(t, http.StatusNoContent, status)
+			nothing(t)
+		}
 	})
 	t.Run("AMachineReadsAndDoesNotWrite", func(t *testing.T) {
 		client := s.as(t, "client-1")
@@ -421,6 +423,58 @@ func TestMirrorFallsOver(t *testing.T) {
 	t.Run("NoServers", func(t *testing.T) {
 		_, err := artifacts.NewMirror(t.TempDir(), limit, nil, nil, s.log)
 		require.ErrorContains(t, err, "needs the addresses of servers")
+	})
+}
+
+// A server's folder does not grow for ever: what no job names any more goes, and
+// what somebody has only just uploaded, or found to be there, stays.
+func TestPrune(t *testing.T) {
+	s := newSite(t)
+	one, two := s.server(t), s.server(t)
+	uploader := s.uploader(t, one, two)
+	upload := func(text string) (url, sum string) {
+		path, sum := program(t, text)
+		url, err := uploader.Upload(t.Context(), path, sum)
+		require.NoError(t, err)
+		return url, sum
+	}
+	age := func(sum string) {
+		for _, server := range []*server{one, two} {
+			old := time.Now().Add(-2 * time.Hour)
+			require.NoError(t, os.Chtimes(filepath.Join(server.dir, sum, "accountd"), old, old))
+		}
+	}
+	needed, neededSum := upload("what a job names")
+	_, newSum := upload("what a job will name in a minute")
+	_, againSum := upload("what was deployed once and is deployed again")
+	_, oldSum := upload("what a job named")
+	for _, sum := range []string{neededSum, againSum, oldSum} {
+		age(sum)
+	}
+	upload("what was deployed once and is deployed again")
+
+	require.NoError(t, uploader.Prune(t.Context(), []string{needed, "/usr/bin/true"}))
+	want := []string{neededSum + "/accountd", newSum + "/accountd", againSum + "/accountd"}
+	require.ElementsMatch(t, want, left(t, one.dir))
+	require.ElementsMatch(t, want, left(t, two.dir))
+	require.NoDirExists(t, filepath.Join(one.dir, oldSum))
+
+	t.Run("AMachineMayNot", func(t *testing.T) {
+		config, err := keys.TLS(s.keys.CA, s.node(t, "client-1"), keys.ConsulServerName)
+		require.NoError(t, err)
+		age(againSum)
+		err = artifacts.NewUploader(addresses([]*server{one}), config, nil).Prune(t.Context(), []string{needed})
+		require.ErrorContains(t, err, `this is that of "client-1"`)
+		require.ElementsMatch(t, want, left(t, one.dir))
+	})
+	t.Run("AServerIsDown", func(t *testing.T) {
+		age(newSum)
+		one.http.Close()
+		err := uploader.Prune(t.Context(), []string{needed})
+		require.ErrorContains(t, err, one.address)
+		require.NotContains(t, err.Error(), two.address)
+		require.Equal(t, []string{neededSum + "/accountd"}, left(t, two.dir))
+		require.ElementsMatch(t, want, left(t, one.dir))
 	})
 }
 

@@ -1,6 +1,7 @@
 package artifacts
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,10 +29,23 @@ func NewServer(dir string, limit int64, operator string, log *slog.Logger) (*Ser
 	return &Server{store: s, operator: operator, log: log}, nil
 }
 
-// ServeHTTP answers GET, HEAD, PUT and DELETE of /<sha256>/<name>.
+// listed is how GET / names an artifact.
+type listed struct {
+	SHA256 string `json:"sha256"`
+	Name   string `json:"name"`
+	// Idle is how many seconds ago it was uploaded or asked for last.
+	Idle float64 `json:"idle_seconds"`
+}
+
+// ServeHTTP answers GET, HEAD, PUT and DELETE of /<sha256>/<name>, and GET of /
+// with a list of what there is.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		http.Error(w, "a certificate of this cluster is required", http.StatusForbidden)
+		return
+	}
+	if r.URL.Path == "/" && r.Method == http.MethodGet {
+		s.list(w)
 		return
 	}
 	a, err := fromPath(r.URL.Path)
@@ -42,6 +56,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	caller := r.TLS.VerifiedChains[0][0].Subject.CommonName
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
+		// Before it is looked for: an Uploader that is told that it is here must be
+		// able to rely on that for a while.
+		s.store.use(a, time.Now())
 		serve(w, r, s.store, a)
 		return
 	case http.MethodPut, http.MethodDelete:
@@ -64,6 +81,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.answer(w, a, "stored", s.store.add(a, r.Body), http.StatusCreated)
+}
+
+func (s *Server) list(w http.ResponseWriter) {
+	all, err := s.store.list()
+	if err != nil {
+		s.log.Error("artifacts not listed", "err", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	answer := []listed{}
+	for _, a := range all {
+		answer = append(answer, listed{a.sum, a.name, time.Since(a.used).Seconds()})
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(answer); err != nil {
+		s.log.Warn("artifacts not listed", "err", err)
+	}
 }
 
 func (s *Server) answer(w http.ResponseWriter, a artifact, did string, err error, good int) {

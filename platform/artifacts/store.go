@@ -82,44 +82,60 @@ func (s *store) add(a artifact, contents io.Reader) (err error) {
 	return nil
 }
 
-// trim removes the artifacts that were asked for longest ago, until those that
-// are left have at most keep bytes. The one that is named stays.
-func (s *store) trim(keep int64, but artifact) error {
+// kept is an artifact in a store.
+type kept struct {
+	artifact
+	size int64
+	used time.Time // when it was added or asked for last
+}
+
+// list is what there is, that which was asked for longest ago first.
+func (s *store) list() ([]kept, error) {
 	paths, err := filepath.Glob(filepath.Join(s.dir, "[0-9a-f]*", "*"))
 	if err != nil {
-		return err
-	}
-	type kept struct {
-		path string
-		info fs.FileInfo
+		return nil, err
 	}
 	var all []kept
-	var size int64
 	for _, path := range paths {
+		a, err := newArtifact(filepath.Base(filepath.Dir(path)), filepath.Base(path))
+		if err != nil {
+			continue // nothing of ours
+		}
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return fmt.Errorf("look for old artifacts: %w", err)
+			return nil, fmt.Errorf("look for old artifacts: %w", err)
 		}
-		size += info.Size()
-		all = append(all, kept{path, info})
+		all = append(all, kept{a, info.Size(), info.ModTime()})
 	}
-	slices.SortFunc(all, func(a, b kept) int { return a.info.ModTime().Compare(b.info.ModTime()) })
+	slices.SortFunc(all, func(a, b kept) int { return a.used.Compare(b.used) })
+	return all, nil
+}
+
+// trim removes the artifacts that were asked for longest ago, until those that
+// are left have at most keep bytes. The one that is named stays.
+func (s *store) trim(keep int64, but artifact) error {
+	all, err := s.list()
+	if err != nil {
+		return err
+	}
+	var size int64
+	for _, a := range all {
+		size += a.size
+	}
 	for _, a := range all {
 		if size <= keep {
 			return nil
 		}
-		if a.path == s.path(but) {
+		if a.artifact == but {
 			continue
 		}
-		// Who reads it at this moment reads on.
-		if err := os.Remove(a.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove an old artifact: %w", err)
+		if err := s.remove(a.artifact); err != nil {
+			return err
 		}
-		size -= a.info.Size()
-		_ = os.Remove(filepath.Dir(a.path)) // stays when another name is in it
+		size -= a.size
 	}
 	return nil
 }
@@ -127,7 +143,8 @@ func (s *store) trim(keep int64, but artifact) error {
 // use notes that an artifact is still asked for.
 func (s *store) use(a artifact, now time.Time) { _ = os.Chtimes(s.path(a), now, now) }
 
-// remove takes an artifact out; one that is not there is no error.
+// remove takes an artifact out; one that is not there is no error. Who reads it
+// at this moment reads on.
 func (s *store) remove(a artifact) error {
 	if err := os.Remove(s.path(a)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove %s: %w", a.name, err)

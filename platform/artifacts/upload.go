@@ -3,6 +3,7 @@ package artifacts
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,13 +11,23 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
-// uploadBound is how long one artifact may take to one server.
-const uploadBound = 5 * time.Minute
+const (
+	// uploadBound is how long one artifact may take to one server.
+	uploadBound = 5 * time.Minute
+	// pruneBound is how long removing what is old may take on one server.
+	pruneBound = 30 * time.Second
+	// pruneIdle is longer than any deployment takes from its upload to its jobs.
+	pruneIdle = time.Hour
+	// listLimit is the size in bytes of the longest list that is read: ten
+	// thousand artifacts.
+	listLimit = 2 << 20
+)
 
 // Dial connects to a server.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -83,19 +94,67 @@ func (u *Uploader) uploadTo(ctx context.Context, server string, a artifact, path
 	return err
 }
 
-// Remove takes an artifact from every server. Mirrors keep what they have.
-func (u *Uploader) Remove(ctx context.Context, sum, name string) error {
-	a, err := newArtifact(sum, name)
+// Prune removes from the servers what none of these URLs names and nobody has
+// uploaded or asked for within the last hour: somebody else may have uploaded it
+// for a job that is not registered yet. Mirrors forget by themselves. The error
+// names each server on which something may be left; the others are done.
+func (u *Uploader) Prune(ctx context.Context, needed []string) error {
+	failed := make([]error, len(u.servers))
+	var pruning sync.WaitGroup
+	for i, server := range u.servers {
+		pruning.Go(func() {
+			if err := u.pruneOn(ctx, server, needed); err != nil {
+				failed[i] = fmt.Errorf("remove old programs from %s: %w", server, err)
+			}
+		})
+	}
+	pruning.Wait()
+	return errors.Join(failed...)
+}
+
+func (u *Uploader) pruneOn(ctx context.Context, server string, needed []string) error {
+	ctx, cancel := context.WithTimeout(ctx, pruneBound)
+	defer cancel()
+	there, err := u.list(ctx, server)
 	if err != nil {
 		return err
 	}
-	var failed []error
-	for _, server := range u.servers {
+	for _, one := range there {
+		a, err := newArtifact(one.SHA256, one.Name)
+		if err != nil {
+			return err
+		}
+		// By its contents: whatever host and name a job knows it under.
+		isNeeded := slices.ContainsFunc(needed, func(url string) bool { return strings.Contains(url, a.sum) })
+		if isNeeded || one.Idle < pruneIdle.Seconds() {
+			continue
+		}
 		if _, err := u.do(ctx, http.MethodDelete, server, a, nil); err != nil {
-			failed = append(failed, fmt.Errorf("remove %s from %s: %w", name, server, err))
+			return fmt.Errorf("%s: %w", a.name, err)
 		}
 	}
-	return errors.Join(failed...)
+	return nil
+}
+
+// list asks a server what it has.
+func (u *Uploader) list(ctx context.Context, server string) ([]listed, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+"/", nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := u.http.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, errors.New(response.Status)
+	}
+	var there []listed
+	if err := json.NewDecoder(io.LimitReader(response.Body, listLimit)).Decode(&there); err != nil {
+		return nil, fmt.Errorf("read the list of what it has: %w", err)
+	}
+	return there, nil
 }
 
 // do says whether the server knows the artifact.

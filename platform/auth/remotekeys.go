@@ -21,15 +21,17 @@ import (
 // within ten seconds; up to 30 s where a service cannot reach account. The worst
 // sums:
 //
-//	  3 s  PublishedAge: account answers with what it read before the log-out
-//	+ 3 s  PollInterval: the first question that is late enough is asked
-//	+ 2 s  pollTimeout:  one question that fails; the next follows at once
-//	+ 2 s  pollTimeout:  its answer is slow
-//	= 10 s LogOutWithin
+//	  3 s   PublishedAge:  account answers with what it read before the log-out
+//	+ 3 s   PollInterval:  the first question that is late enough is asked
+//	+ 1.5 s pollTimeout:   one question that fails; the next follows at once
+//	+ 1.5 s pollTimeout:   its answer is slow
+//	+ 1 s   judgeInterval: streams that are open are judged again
+//	= 10 s  LogOutWithin
 //
-//	  3 s  PublishedAge: as above, in the last answer there was
-//	+ 27 s maxAge:       it is trusted
-//	= 30 s LogOutWithinUnreached
+//	  3 s   PublishedAge:  as above, in the last answer there was
+//	+ 26 s  maxAge:        it is trusted
+//	+ 1 s   judgeInterval: as above
+//	= 30 s  LogOutWithinUnreached
 const (
 	// LogOutWithin is how long a log-out takes at most to be effective in a
 	// service that reaches account at least at every other try.
@@ -45,11 +47,11 @@ const (
 	// that knows nothing younger does not answer.
 	PublishedAge = 3 * time.Second
 
-	pollTimeout = 2 * time.Second
+	pollTimeout = 1500 * time.Millisecond
 	// maxAge is how long ago the last answer may have been asked for. After that
 	// log-outs may have been missed for longer than anyone was promised, so
 	// tokens are refused.
-	maxAge = LogOutWithinUnreached - PublishedAge
+	maxAge = LogOutWithinUnreached - PublishedAge - judgeInterval
 	// earlyInterval is the shortest time between two questions after a failure or
 	// because of an unknown key id: forged ids must not become a flood of calls
 	// to account. A question that timed out has used it up.
@@ -72,7 +74,11 @@ type RemoteKeys struct {
 	lastErr error
 }
 
-// snapshot is one answer of account.
+// pageSize is how many ended sessions and changed accounts one call asks for: a
+// megabyte, of the four that a client of gRPC takes.
+const pageSize = 20_000
+
+// snapshot is what account answered, all pages of it.
 type snapshot struct {
 	at    time.Time
 	keys  map[string]publishedKey
@@ -154,23 +160,35 @@ func (k *RemoteKeys) fetch(ctx context.Context) error {
 	defer cancel()
 	// The answer is at least as old as the question.
 	asked := k.now()
-	answer, err := k.client.GetSigningKeys(ctx, &accountv1.GetSigningKeysRequest{})
-	if err == nil && len(answer.GetKeys()) == 0 {
-		err = errors.New("account publishes no keys")
-	}
-	if err != nil {
-		err = fmt.Errorf("reading the signing keys from account: %w", err)
-		k.mu.Lock()
-		k.lastErr = err
-		k.mu.Unlock()
-		return err
-	}
 	s := &snapshot{
 		at:    asked,
-		keys:  make(map[string]publishedKey, len(answer.GetKeys())),
-		ended: make(map[string]struct{}, len(answer.GetEndedSessions())),
-		roles: make(map[string]int64, len(answer.GetChangedAccounts())),
+		keys:  map[string]publishedKey{},
+		ended: map[string]struct{}{},
+		roles: map[string]int64{},
 	}
+	for page := (&accountv1.GetSigningKeysRequest{PageSize: pageSize}); ; {
+		answer, err := k.client.GetSigningKeys(ctx, page)
+		if err == nil && len(answer.GetKeys()) == 0 {
+			err = errors.New("account publishes no keys")
+		}
+		if err != nil {
+			err = fmt.Errorf("reading the signing keys from account: %w", err)
+			k.mu.Lock()
+			k.lastErr = err
+			k.mu.Unlock()
+			return err
+		}
+		k.add(s, answer)
+		if page.PageToken = answer.GetNextPageToken(); page.PageToken == "" {
+			break
+		}
+	}
+	k.current.Store(s)
+	return nil
+}
+
+// add takes a page into a snapshot.
+func (k *RemoteKeys) add(s *snapshot, answer *accountv1.GetSigningKeysResponse) {
 	for _, key := range answer.GetKeys() {
 		if len(key.GetPublicKey()) != ed25519.PublicKeySize {
 			k.log.Warn("a published key is not an Ed25519 key", "key_id", key.GetKeyId())
@@ -188,8 +206,6 @@ func (k *RemoteKeys) fetch(ctx context.Context) error {
 	for _, changed := range answer.GetChangedAccounts() {
 		s.roles[changed.GetAccountId()] = changed.GetRolesVersion()
 	}
-	k.current.Store(s)
-	return nil
 }
 
 // PublicKey returns a published key. An unknown id brings the next fetch

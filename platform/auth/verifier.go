@@ -36,7 +36,8 @@ var (
 var (
 	ErrRolesChanged = fault.New(fault.Unauthenticated, "ROLES_CHANGED",
 		"the roles of this account changed after the access token was made: refresh the session")
-	ErrNotAMember     = fault.New(fault.PermissionDenied, "NOT_A_MEMBER", "you are not a member of this organisation")
+	ErrNotAMember = fault.New(fault.PermissionDenied, "NOT_A_MEMBER",
+		"this access token has no role in this organisation: if you have just joined, refresh the session")
 	ErrRoleNotAllowed = fault.New(fault.PermissionDenied, "ROLE_NOT_ALLOWED", "your role in this organisation does not allow this")
 	ErrAccountNeeded  = fault.New(fault.PermissionDenied, "ACCOUNT_NEEDED", "this is for people: an API key cannot do it")
 )
@@ -52,6 +53,7 @@ type Verifier struct {
 	now    func() time.Time
 	parser *jwt.Parser
 	cache  *cache
+	open   openCalls
 }
 
 // NewVerifier verifies tokens of one issuer made for one audience, which is
@@ -94,8 +96,8 @@ type Claims struct {
 // organisation. It fails with ErrRolesChanged, ErrNotAMember, or
 // ErrRoleNotAllowed, whose metadata names the roles that would do.
 func (v *Verifier) Authorize(c Caller, organisationID string, allowed []Role) error {
-	if c.rolesVersion < v.keys.RolesVersion(c.AccountID) {
-		return ErrRolesChanged
+	if err := v.rolesStand(c); err != nil {
+		return err
 	}
 	role, ok := c.roles[organisationID]
 	switch {
@@ -103,6 +105,13 @@ func (v *Verifier) Authorize(c Caller, organisationID string, allowed []Role) er
 		return ErrNotAMember
 	case !slices.Contains(allowed, role):
 		return RoleNotAllowed(allowed)
+	}
+	return nil
+}
+
+func (v *Verifier) rolesStand(c Caller) error {
+	if c.rolesVersion < v.keys.RolesVersion(c.AccountID) {
+		return ErrRolesChanged
 	}
 	return nil
 }
@@ -129,30 +138,52 @@ func (v *Verifier) Verify(_ context.Context, token string) (Caller, error) {
 	if len(token) > maxTokenBytes {
 		return Caller{}, invalid("longer than 8 KiB", nil)
 	}
-	if a, ok := v.keys.(interface{ Available() error }); ok {
-		if err := a.Available(); err != nil {
-			return Caller{}, ErrKeysUnavailable.Because(err)
-		}
+	if err := v.available(); err != nil {
+		return Caller{}, err
 	}
-	verified, ok := v.cache.get(token)
-	if !ok {
-		var err error
-		if verified, err = v.parse(token); err != nil {
-			return Caller{}, err
-		}
-		v.cache.put(token, verified)
+	verified, err := v.read(token)
+	if err != nil {
+		return Caller{}, err
 	}
-	// What can change after the signature was checked is checked each time.
-	if !v.now().Before(verified.expires.Add(leeway)) {
-		return Caller{}, ErrTokenExpired
-	}
-	if key, ok := v.keys.PublicKey(verified.keyID); !ok || !verified.key.Equal(key) {
-		return Caller{}, invalid("unknown key id", nil)
-	}
-	if v.keys.SessionEnded(verified.caller.SessionID) {
-		return Caller{}, ErrSessionEnded
+	if err := v.judge(&verified); err != nil {
+		return Caller{}, err
 	}
 	return verified.caller, nil
+}
+
+func (v *Verifier) available() error {
+	if a, ok := v.keys.(interface{ Available() error }); ok {
+		if err := a.Available(); err != nil {
+			return ErrKeysUnavailable.Because(err)
+		}
+	}
+	return nil
+}
+
+// read checks a token's signature and claims, once while the cache holds it.
+func (v *Verifier) read(token string) (verified, error) {
+	if found, ok := v.cache.get(token); ok {
+		return found, nil
+	}
+	found, err := v.parse(token)
+	if err == nil {
+		v.cache.put(token, found)
+	}
+	return found, err
+}
+
+// judge decides about what can change after the signature was checked.
+func (v *Verifier) judge(t *verified) error {
+	if !v.now().Before(t.expires.Add(leeway)) {
+		return ErrTokenExpired
+	}
+	if key, ok := v.keys.PublicKey(t.keyID); !ok || !t.key.Equal(key) {
+		return invalid("unknown key id", nil)
+	}
+	if v.keys.SessionEnded(t.caller.SessionID) {
+		return ErrSessionEnded
+	}
+	return nil
 }
 
 // verified is a token whose signature and claims were found good.

@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"net"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +29,9 @@ type Account struct {
 	accountv1.UnimplementedAccountServiceServer
 	key     ed25519.PrivateKey
 	address string
+
+	mu    sync.Mutex
+	ended []*accountv1.EndedSession
 }
 
 // Start starts one. A service under test reaches it by
@@ -59,15 +64,29 @@ func Start(tb testing.TB) *Account {
 // Address is where it listens.
 func (a *Account) Address() string { return a.address }
 
-// GetSigningKeys publishes the key.
+// EndSession ends the session of an account's tokens, as services come to know.
+func (a *Account) EndSession(accountID string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = append(a.ended, &accountv1.EndedSession{SessionId: sessionOf(accountID)})
+}
+
+func sessionOf(accountID string) string { return "ses_" + accountID }
+
+// GetSigningKeys publishes the key and the sessions that ended.
 func (a *Account) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
 	public, ok := a.key.Public().(ed25519.PublicKey)
 	if !ok {
 		return nil, errors.New("the key has no public key of its kind")
 	}
-	return &accountv1.GetSigningKeysResponse{Keys: []*accountv1.SigningKey{{
-		KeyId: keyID, PublicKey: public, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
-	}}}, nil
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return &accountv1.GetSigningKeysResponse{
+		Keys: []*accountv1.SigningKey{{
+			KeyId: keyID, PublicKey: public, ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
+		}},
+		EndedSessions: slices.Clone(a.ended),
+	}, nil
 }
 
 // Context is ctx with an access token of an account, good for five minutes in
@@ -76,7 +95,7 @@ func (a *Account) Context(ctx context.Context, tb testing.TB, environment, accou
 	tb.Helper()
 	now := time.Now()
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
-		"iss": auth.Issuer, "aud": environment, "sub": accountID, "sid": "ses_" + accountID,
+		"iss": auth.Issuer, "aud": environment, "sub": accountID, "sid": sessionOf(accountID),
 		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
 	})
 	token.Header["kid"] = keyID

@@ -205,6 +205,7 @@ func (c Cluster) wait(ctx context.Context, what string, ask func(context.Context
 	said := start.Add(saySooner - sayEvery)
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
+	var last error
 	for {
 		asking, cancel := context.WithTimeout(ctx, askBound)
 		err := ask(asking)
@@ -212,13 +213,17 @@ func (c Cluster) wait(ctx context.Context, what string, ask func(context.Context
 		if err == nil {
 			return nil
 		}
+		// An attempt that the end of ctx cut off says nothing about the cluster.
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
 		if c.Progress != nil && time.Since(said) >= sayEvery {
 			said = time.Now()
-			c.Progress(fmt.Sprintf("waiting for %s, %d s: %v", what, int(time.Since(start).Seconds()), err))
+			c.Progress(fmt.Sprintf("waiting for %s, %d s: %v", what, int(time.Since(start).Seconds()), last))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), err)
+			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), last)
 		case <-tick.C:
 		}
 	}

@@ -25,14 +25,10 @@ func (c *Cluster) waitForConsul(ctx context.Context) error {
 }
 
 func (c *Cluster) consulAnswers(ctx context.Context) error {
-	if _, _, err := c.Consul().ACL().TokenReadSelf(query(ctx)); err != nil {
+	if _, _, err := c.Consul().ACL().TokenReadSelf((&consulapi.QueryOptions{}).WithContext(ctx)); err != nil {
 		return fmt.Errorf("ask Consul: %w", err)
 	}
 	return nil
-}
-
-func query(ctx context.Context) *consulapi.QueryOptions {
-	return (&consulapi.QueryOptions{}).WithContext(ctx)
 }
 
 // consulACL makes the tokens of the agents. Nomad's server and client, on one

@@ -68,7 +68,8 @@ func (c *Cluster) render(text string) func() ([]byte, error) {
 	}
 }
 
-// quote writes an HCL string in which ${ and %{ stand for themselves.
+// quote writes an HCL string in which ${ and %{ stand for themselves. The agents
+// read the first version of HCL, and take every byte of a path as it is.
 func quote(s string) string {
 	q := []byte(strconv.Quote(s))
 	q = bytes.ReplaceAll(q, []byte("${"), []byte("$${"))
@@ -80,8 +81,10 @@ func (c *Cluster) consulAgent(program string) agent {
 		name: consulName, program: program, flag: "-config-file=", config: c.path("config", "consul.hcl"),
 		text: c.render(consulTemplate), address: c.addr(portConsulHTTP),
 		ports: []agentPort{
-			{portConsulHTTP, false, "Consul's HTTP API"}, {portConsulGRPC, false, "Consul's gRPC API"},
-			{portConsulSerfLAN, true, "Consul's gossip"}, {portConsulSerfWAN, true, "Consul's gossip between datacenters"},
+			{portConsulHTTP, false, "Consul's HTTP API"},
+			{portConsulGRPC, false, "Consul's gRPC API"},
+			{portConsulSerfLAN, true, "Consul's gossip"},
+			{portConsulSerfWAN, true, "Consul's gossip between datacenters"},
 			{portConsulServer, false, "Consul's server"},
 		},
 	}

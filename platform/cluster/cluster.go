@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -47,18 +48,9 @@ type Config struct {
 	// StopTimeout bounds how long Down waits for jobs to stop by themselves.
 	// It must be longer than their longest kill_timeout. 0 is 90 s.
 	StopTimeout time.Duration
-	// Progress is told what is being done. Nil is silent. It is never called
-	// concurrently.
-	Progress func(Step)
-}
-
-// Step is a line of progress. Each is reported when it begins, perhaps several
-// times while it runs, and once with Done set.
-type Step struct {
-	Name    string        // the same for all reports of one step, for example "consul"
-	Text    string        // what is happening or has happened
-	Done    bool          //
-	Elapsed time.Duration // since Up or Down began
+	// Progress is told what is being done, a line at a time, never concurrently.
+	// Nil is silent.
+	Progress func(line string)
 }
 
 // EnvVar is one environment variable.
@@ -71,7 +63,6 @@ type Cluster struct {
 	state   state
 	secrets secrets
 	http    *http.Client
-	began   time.Time
 	report  sync.Mutex
 
 	mu      sync.Mutex
@@ -83,6 +74,17 @@ type Cluster struct {
 // Folder is where a checkout keeps the cluster of a name.
 func Folder(root, name string) string {
 	return filepath.Join(root, ".marquee", "clusters", name)
+}
+
+var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+
+// CheckName says why a name is none for a cluster of a checkout: it names a
+// folder, which Wipe removes.
+func CheckName(name string) error {
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("%q is no name for a cluster: want lower-case letters, digits and hyphens, at most 32 of them and no hyphen first", name)
+	}
+	return nil
 }
 
 // maxDir keeps the sockets of Nomad's plugins, tmp/plugin<10 digits>, within the
@@ -113,7 +115,7 @@ func Open(cfg Config) (*Cluster, error) {
 		cfg.StopTimeout = 90 * time.Second
 	}
 	c := &Cluster{
-		cfg: cfg, began: time.Now(), exited: map[string]<-chan struct{}{}, watched: map[string]process{},
+		cfg: cfg, exited: map[string]<-chan struct{}{}, watched: map[string]process{},
 		// No proxy: everything is on this machine.
 		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: 30 * time.Second}},
 	}
@@ -133,16 +135,15 @@ func resolve(path string) string {
 // there already, so that it continues what was started by halves. When ctx ends
 // or an error comes back, what runs keeps running: call Up again or Down.
 func (c *Cluster) Up(ctx context.Context) error {
-	c.began = time.Now()
 	nomad, consul, err := c.findTools(ctx)
 	if err != nil {
 		return err
 	}
-	unlock, err := c.lock(ctx)
+	lock, err := c.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	// Another process may have brought it up in the meantime.
 	if err := c.load(); err != nil {
 		return err
@@ -152,7 +153,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 		return err
 	}
 
-	done := c.step("agents", "starting Consul and Nomad")
+	c.say("starting Consul and Nomad")
 	started := 0
 	for _, a := range []agent{c.consulAgent(consul), c.nomadServer(nomad)} {
 		did, err := c.ensureRunning(ctx, a)
@@ -163,14 +164,14 @@ func (c *Cluster) Up(ctx context.Context) error {
 			started++
 		}
 	}
-	c.say(Step{Name: "agents", Text: "waiting for Consul"})
+	c.say("waiting for Consul")
 	if err := c.waitForConsul(ctx); err != nil {
 		return err
 	}
 	if err := c.consulACL(ctx); err != nil {
 		return err
 	}
-	c.say(Step{Name: "agents", Text: "waiting for Nomad"})
+	c.say("waiting for Nomad")
 	if err := c.waitForNomadKeys(ctx); err != nil {
 		return err
 	}
@@ -187,28 +188,27 @@ func (c *Cluster) Up(ctx context.Context) error {
 	if did {
 		started++
 	}
-	c.say(Step{Name: "agents", Text: "waiting for Nomad's client"})
+	c.say("waiting for Nomad's client")
 	if err := c.waitForNode(ctx); err != nil {
 		return err
 	}
 	if started == 0 {
-		done("Consul and Nomad were running already")
+		c.say("Consul and Nomad were running already")
 	} else {
-		done("Consul and Nomad are ready")
+		c.say("Consul and Nomad are ready")
 	}
 	return nil
 }
 
 func (c *Cluster) findTools(ctx context.Context) (nomad, consul string, err error) {
-	done := c.step("tools", "looking for Nomad and Consul")
-	say := func(line string) { c.say(Step{Name: "tools", Text: line}) }
-	if consul, err = tools.Ensure(ctx, tools.Consul, say); err != nil {
+	c.say("looking for Nomad and Consul")
+	if consul, err = tools.Ensure(ctx, tools.Consul, c.say); err != nil {
 		return "", "", err
 	}
-	if nomad, err = tools.Ensure(ctx, tools.Nomad, say); err != nil {
+	if nomad, err = tools.Ensure(ctx, tools.Nomad, c.say); err != nil {
 		return "", "", err
 	}
-	done("Nomad and Consul are there")
+	c.say("Nomad and Consul are there")
 	return nomad, consul, nil
 }
 
@@ -216,37 +216,34 @@ func (c *Cluster) findTools(ctx context.Context) (nomad, consul string, err erro
 // runs, and unmounts what is mounted below its folder. Data, volumes, secrets and
 // logs stay. It works on a half-started cluster and on one whose agents died.
 func (c *Cluster) Down(ctx context.Context) error {
-	if _, err := os.Stat(c.cfg.Dir); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	c.began = time.Now()
-	unlock, err := c.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return c.down(ctx)
+	return c.locked(ctx, c.down)
 }
 
 // Wipe is Down, and removes the folder with all data.
 func (c *Cluster) Wipe(ctx context.Context) error {
+	return c.locked(ctx, func(ctx context.Context) error {
+		if err := c.down(ctx); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(c.cfg.Dir); err != nil {
+			return fmt.Errorf("remove the cluster's folder: %w", err)
+		}
+		c.state, c.secrets = state{}, secrets{}
+		return nil
+	})
+}
+
+// locked does something to a folder that is there, and nobody else does meanwhile.
+func (c *Cluster) locked(ctx context.Context, do func(context.Context) error) error {
 	if _, err := os.Stat(c.cfg.Dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	c.began = time.Now()
-	unlock, err := c.lock(ctx)
+	lock, err := c.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if err := c.down(ctx); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(c.cfg.Dir); err != nil {
-		return fmt.Errorf("remove the cluster's folder: %w", err)
-	}
-	c.state, c.secrets = state{}, secrets{}
-	return nil
+	defer lock.Close()
+	return do(ctx)
 }
 
 // Status is what runs of a cluster.
@@ -374,18 +371,11 @@ func (c *Cluster) Env() []EnvVar {
 	}
 }
 
-func (c *Cluster) say(s Step) {
+func (c *Cluster) say(line string) {
 	if c.cfg.Progress == nil {
 		return
 	}
 	c.report.Lock()
 	defer c.report.Unlock()
-	s.Elapsed = time.Since(c.began)
-	c.cfg.Progress(s)
-}
-
-// step reports the begin of a step; the returned function reports its end.
-func (c *Cluster) step(name, text string) (done func(text string)) {
-	c.say(Step{Name: name, Text: text})
-	return func(text string) { c.say(Step{Name: name, Text: text, Done: true}) }
+	c.cfg.Progress(line)
 }

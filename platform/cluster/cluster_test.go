@@ -38,11 +38,12 @@ func folder(t *testing.T) string {
 func open(t *testing.T, cfg Config) *Cluster {
 	t.Helper()
 	next := cfg.Progress
-	cfg.Progress = func(s Step) {
+	began := time.Now()
+	cfg.Progress = func(line string) {
 		if next != nil {
-			next(s)
+			next(line)
 		}
-		t.Logf("%5d ms %-6s %s", s.Elapsed.Milliseconds(), s.Name, s.Text)
+		t.Logf("%5d ms %s", time.Since(began).Milliseconds(), line)
 	}
 	cfg.StopTimeout = 30 * time.Second
 	c, err := Open(cfg)
@@ -338,8 +339,8 @@ func consulIndex(t *testing.T, c *Cluster) [4]uint64 {
 func TestHalfStarted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	c := open(t, Config{Dir: filepath.Join(folder(t), "half"), Progress: func(s Step) {
-		if s.Name == "agents" && !s.Done {
+	c := open(t, Config{Dir: filepath.Join(folder(t), "half"), Progress: func(line string) {
+		if line == "starting Consul and Nomad" {
 			time.AfterFunc(300*time.Millisecond, cancel)
 		}
 	}})
@@ -523,8 +524,10 @@ func asOrdinaryUser(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "-test.v", "-test.run", "^TestAsOrdinaryUser$")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "MARQUEE_ROOT=" + root, asUser + "=" + dir,
-		fmt.Sprintf("%s=%d", rootsPort, l.Addr().(*net.TCPAddr).Port)}
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "MARQUEE_ROOT=" + root, asUser + "=" + dir,
+		fmt.Sprintf("%s=%d", rootsPort, l.Addr().(*net.TCPAddr).Port),
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)

@@ -30,7 +30,7 @@ func (c *Cluster) down(ctx context.Context) error {
 		return err
 	}
 	c.http.CloseIdleConnections()
-	done := c.step("agents", "stopping Nomad and Consul")
+	c.say("stopping Nomad and Consul")
 	for _, a := range []agent{c.nomadClient("", ""), c.nomadServer(""), c.consulAgent("")} {
 		if err := c.stopAgent(ctx, a); err != nil {
 			return err
@@ -51,7 +51,7 @@ func (c *Cluster) down(ctx context.Context) error {
 	if err := empty(c.path("tmp")); err != nil {
 		return err
 	}
-	done("nothing of the cluster runs")
+	c.say("nothing of the cluster runs")
 	return nil
 }
 
@@ -68,7 +68,7 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 		return (&nomadapi.QueryOptions{Namespace: nomadapi.AllNamespacesNamespace}).WithContext(ctx)
 	}
 	nomad := c.Nomad()
-	done := c.step("jobs", "stopping the jobs")
+	c.say("stopping the jobs")
 	brief, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	jobs, _, err := nomad.Jobs().List(everywhere(brief))
@@ -84,7 +84,7 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 		return fmt.Errorf("stop the jobs: %w", ctx.Err())
 	}
 	if err != nil {
-		done(fmt.Sprintf("Nomad does not stop its jobs (%v): ending them without it", err))
+		c.say(fmt.Sprintf("Nomad does not stop its jobs (%v): ending them without it", err))
 		return nil
 	}
 	var left []string
@@ -104,7 +104,7 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 			return nil
 		}
 		if len(left) != was {
-			c.say(Step{Name: "jobs", Text: fmt.Sprintf("stopping the jobs: %d allocations left", len(left))})
+			c.say(fmt.Sprintf("stopping the jobs: %d allocations left", len(left)))
 		}
 		return fmt.Errorf("still running: %s", strings.Join(left, ", "))
 	})
@@ -112,9 +112,9 @@ func (c *Cluster) stopJobs(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return err
 	case err != nil:
-		done(fmt.Sprintf("ending without waiting any longer: %s", strings.Join(left, ", ")))
+		c.say(fmt.Sprintf("ending without waiting any longer: %s", strings.Join(left, ", ")))
 	default:
-		done(fmt.Sprintf("%d jobs stopped", stopped))
+		c.say(fmt.Sprintf("%d jobs stopped", stopped))
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // process is one running process. It is known by its start time too, so that a
@@ -172,7 +174,7 @@ func (c *Cluster) ensureRunning(ctx context.Context, a agent) (started bool, err
 	if err != nil {
 		return false, fmt.Errorf("configure %s: %w", a.name, err)
 	}
-	if err := saveText(a.config, text); err != nil {
+	if err := files.Replace(a.config, text, 0o600); err != nil {
 		return false, err
 	}
 	if err := c.start(a); err != nil {

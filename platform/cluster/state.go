@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
-	"time"
 
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/keys"
 )
 
@@ -57,24 +56,12 @@ func (c *Cluster) load() error {
 	return nil
 }
 
-// save writes a file whole or not at all.
 func save(path string, value any) error {
 	text, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
 		return err
 	}
-	return saveText(path, append(text, '\n'))
-}
-
-func saveText(path string, text []byte) error {
-	temp := path + ".new"
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
+	return files.Replace(path, append(text, '\n'), 0o600)
 }
 
 // prepare makes the folder, chooses the ports and makes the secrets, each once.
@@ -112,37 +99,17 @@ func (c *Cluster) prepare(ctx context.Context) error {
 	return nil
 }
 
-// lock keeps other processes from bringing the same cluster up or down. The
-// kernel gives it back when its holder dies. The file lies beside the folder,
-// because Wipe removes the folder.
-func (c *Cluster) lock(ctx context.Context) (unlock func(), err error) {
+// lock keeps other processes from bringing the same cluster up or down. The file
+// lies beside the folder, because Wipe removes the folder.
+func (c *Cluster) lock(ctx context.Context) (*os.File, error) {
 	path := filepath.Join(filepath.Dir(c.cfg.Dir), "."+filepath.Base(c.cfg.Dir)+".lock")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("lock the cluster: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the cluster: %w", err)
+	const waiting = "waiting for another process that brings this cluster up or down"
+	lock, err := files.Lock(ctx, path, func() { c.say(waiting) })
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%s: %w", waiting, err)
 	}
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock the cluster: %w", err)
-		}
-		if first {
-			c.say(Step{Name: "lock", Text: "waiting for another process that brings this cluster up or down"})
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for another process that brings this cluster up or down: %w", ctx.Err())
-		case <-tick.C:
-		}
-	}
+	return lock, err
 }

@@ -45,8 +45,8 @@ type Config struct {
 	Password string
 	// MaxConns bounds the connections of this process, from 2.
 	MaxConns int
-	// Settings are further run-time parameters of each connection.
-	Settings map[string]string
+	// settings are further run-time parameters of each connection.
+	settings map[string]string
 }
 
 // Database is a pool of connections. A service's store makes its sqlc queries
@@ -56,7 +56,7 @@ type Database struct {
 	log  hclog.Logger
 }
 
-// Open makes a pool. It does not connect: Prepare and WaitUntilThere do.
+// Open makes a pool. It does not connect: Prepare does.
 func Open(ctx context.Context, cfg Config, log hclog.Logger) (*Database, error) {
 	pc, err := pgxpool.ParseConfig(cfg.url())
 	if err != nil {
@@ -73,7 +73,7 @@ func Open(ctx context.Context, cfg Config, log hclog.Logger) (*Database, error) 
 		"lock_timeout":                        milliseconds(lockTimeout),
 		"idle_in_transaction_session_timeout": milliseconds(idleInTxTimeout),
 	})
-	maps.Copy(cc.RuntimeParams, cfg.Settings)
+	maps.Copy(cc.RuntimeParams, cfg.settings)
 	if cfg.Dial != nil {
 		cc.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) { return cfg.Dial(ctx) }
 		cc.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
@@ -100,7 +100,7 @@ func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseco
 func (c Config) url() string {
 	host := c.Host
 	if c.Dial != nil {
-		host = ThroughMesh
+		host = throughMesh
 	}
 	values := url.Values{"host": {host}, "user": {c.User}, "dbname": {c.Name}, "sslmode": {"disable"}}
 	if c.Port != 0 {
@@ -154,10 +154,10 @@ func (d *Database) Transact(ctx context.Context, use func(context.Context, pgx.T
 	})
 }
 
-// WaitUntilThere waits until the database answers, with a line in the log when
+// waitUntilThere waits until the database answers, with a line in the log when
 // it does not yet, and fails when ctx ends first or when the database refuses
 // this role or password, which waiting does not change.
-func (d *Database) WaitUntilThere(ctx context.Context) error {
+func (d *Database) waitUntilThere(ctx context.Context) error {
 	const first, last = 100 * time.Millisecond, 2 * time.Second
 	began, told := time.Now(), time.Time{}
 	var why error

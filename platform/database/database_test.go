@@ -3,7 +3,11 @@ package database
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -12,8 +16,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/platform/service"
 )
@@ -67,6 +73,7 @@ func TestDatabase(t *testing.T) {
 		}
 		all.Wait()
 		require.NoError(t, errors.Join(errs...))
+		require.NoError(t, open(t, cfg).Prepare(t.Context(), files()), "again")
 		var applied int
 		require.NoError(t, open(t, cfg).pool.QueryRow(t.Context(), "SELECT count(*) FROM goose_db_version WHERE version_id > 0").Scan(&applied))
 		require.Equal(t, 2, applied)
@@ -81,7 +88,18 @@ func TestDatabase(t *testing.T) {
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		require.ErrorIs(t, db.Migrate(ctx, files()), context.DeadlineExceeded, "it does not wait for its turn")
+		require.ErrorIs(t, db.migrate(ctx, files()), context.DeadlineExceeded, "it does not wait for its turn")
+	})
+
+	t.Run("Settings", func(t *testing.T) {
+		db := open(t, config(t, pg))
+		for setting, want := range map[string]string{
+			"statement_timeout": "4s", "lock_timeout": "3s", "idle_in_transaction_session_timeout": "10s", "TimeZone": "UTC", "application_name": "test",
+		} {
+			var got string
+			require.NoError(t, db.pool.QueryRow(t.Context(), "SELECT current_setting($1)", setting).Scan(&got))
+			require.Equal(t, want, got, setting)
+		}
 	})
 
 	t.Run("Transact", func(t *testing.T) {
@@ -114,15 +132,6 @@ func TestDatabase(t *testing.T) {
 		require.Empty(t, Violated(io.EOF))
 	})
 
-	t.Run("RefusedRole", func(t *testing.T) {
-		cfg := config(t, pg)
-		cfg.User = "nobody_known"
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		require.ErrorContains(t, open(t, cfg).Prepare(ctx, files()), "logging in")
-		require.NoError(t, ctx.Err(), "it waited for what does not change")
-	})
-
 	t.Run("ALostConnection", func(t *testing.T) {
 		cfg := config(t, pg)
 		db, other := open(t, cfg), open(t, cfg)
@@ -136,6 +145,144 @@ func TestDatabase(t *testing.T) {
 			_, err = db.count(t.Context())
 			require.NoError(t, err, "a read is tried once more")
 		}
+	})
+
+	t.Run("Prepare", func(t *testing.T) { testPrepare(t, pg) })
+	t.Run("Unavailable", func(t *testing.T) { testUnavailable(t, pg) })
+}
+
+func testPrepare(t *testing.T, pg *pgtest.Server) {
+	t.Run("OKMore", func(t *testing.T) {
+		// What comes after the migrations is done again from the beginning when the
+		// database goes away meanwhile, and when its own time was too short.
+		db := open(t, config(t, pg))
+		var done []string
+		step := func(name string, fails ...error) func(context.Context) error {
+			return func(ctx context.Context) error {
+				_, err := db.count(ctx)
+				require.NoError(t, err, "it does not come after the migrations")
+				done = append(done, name)
+				if len(fails) == 0 {
+					return nil
+				}
+				err, fails = fails[0], fails[1:]
+				return err
+			}
+		}
+		require.NoError(t, db.Prepare(t.Context(), files(),
+			step("one"), step("two", ErrUnavailable, context.DeadlineExceeded), step("three")))
+		require.Equal(t, []string{"one", "two", "one", "two", "one", "two", "three"}, done)
+		require.ErrorIs(t, db.Prepare(t.Context(), files(), step("four", io.ErrNoProgress), step("five")), io.ErrNoProgress)
+		require.Equal(t, "four", done[len(done)-1])
+	})
+	t.Run("ErrContext", func(t *testing.T) {
+		cfg := config(t, pg)
+		cfg.Host = t.TempDir()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		err := open(t, cfg).Prepare(ctx, files())
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, os.ErrNotExist, "it does not say why")
+	})
+	t.Run("ErrRole", func(t *testing.T) {
+		cfg := config(t, pg)
+		cfg.User = "nobody_known"
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		require.ErrorContains(t, open(t, cfg).Prepare(ctx, files()), "logging in to the database")
+		require.NoError(t, ctx.Err(), "it waited for what does not change")
+	})
+}
+
+func testUnavailable(t *testing.T, pg *pgtest.Server) {
+	cfg := config(t, pg)
+	cfg.settings = map[string]string{"statement_timeout": "100", "lock_timeout": "50"}
+	db := open(t, cfg)
+	require.NoError(t, db.Prepare(t.Context(), files()))
+	exec := func(ctx context.Context, sql string) error {
+		return db.Call(ctx, func(ctx context.Context) error { _, err := db.pool.Exec(ctx, sql); return err })
+	}
+	t.Run("ErrStatementTimeout", func(t *testing.T) {
+		require.ErrorIs(t, exec(t.Context(), "SELECT pg_sleep(5)"), ErrUnavailable)
+	})
+	t.Run("ErrLockTimeout", func(t *testing.T) {
+		tx, err := db.pool.Begin(t.Context())
+		require.NoError(t, err)
+		defer tx.Rollback(context.WithoutCancel(t.Context()))
+		_, err = tx.Exec(t.Context(), "LOCK TABLE words")
+		require.NoError(t, err)
+		_, err = db.count(t.Context())
+		require.ErrorIs(t, err, ErrUnavailable)
+	})
+	t.Run("ErrTerminated", func(t *testing.T) {
+		require.ErrorIs(t, exec(t.Context(), "SELECT pg_terminate_backend(pg_backend_pid())"), ErrUnavailable)
+		require.NoError(t, exec(t.Context(), "SELECT 1"), "the pool does not recover")
+	})
+	t.Run("ErrContext", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		err := exec(ctx, "SELECT pg_sleep(5)")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotErrorIs(t, err, ErrUnavailable)
+	})
+	t.Run("ErrRefused", func(t *testing.T) {
+		cfg := cfg
+		cfg.Host = t.TempDir()
+		require.ErrorIs(t, open(t, cfg).Ping(t.Context()), ErrUnavailable)
+	})
+	t.Run("ErrPoolBusy", func(t *testing.T) {
+		for range cfg.MaxConns {
+			conn, err := db.pool.Acquire(t.Context())
+			require.NoError(t, err)
+			defer conn.Release()
+		}
+		require.ErrorIs(t, db.Ping(t.Context()), ErrUnavailable)
+	})
+	t.Run("ErrCutOff", func(t *testing.T) {
+		// A connection through the mesh that breaks in the middle of an answer.
+		cfg := cfg
+		var (
+			mu    sync.Mutex
+			conns []net.Conn
+		)
+		cfg.Dial = func(ctx context.Context) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(cfg.Host, ".s.PGSQL.5432"))
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, conn)
+			return conn, err
+		}
+		cfg.settings = nil
+		db := open(t, cfg)
+		require.NoError(t, db.Ping(t.Context()))
+		answer := make(chan error, 1)
+		go func() {
+			answer <- db.Call(t.Context(), func(ctx context.Context) error { _, err := db.pool.Exec(ctx, "SELECT pg_sleep(3)"); return err })
+		}()
+		require.Eventually(t, func() bool {
+			var busy bool
+			err := db.pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3)' AND state = 'active')").Scan(&busy)
+			return err == nil && busy
+		}, 5*time.Second, 5*time.Millisecond)
+		mu.Lock()
+		for _, c := range conns {
+			// The pool may have closed idle ones before.
+			if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+				require.NoError(t, err)
+			}
+		}
+		mu.Unlock()
+		require.ErrorIs(t, <-answer, ErrUnavailable, "a use that may have had an effect is tried again")
+		require.NoError(t, db.Ping(t.Context()), "the pool does not recover")
+
+		// Reading is tried again by itself.
+		mu.Lock()
+		for _, c := range conns {
+			_ = c.Close() // the first ones are closed already
+		}
+		mu.Unlock()
+		_, err := db.count(t.Context())
+		require.NoError(t, err)
 	})
 }
 
@@ -198,6 +345,38 @@ func TestFlags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse(strings.Fields(c.args)...)
 			require.ErrorContains(t, err, c.text)
+		})
+	}
+
+	for _, host := range []string{"mesh", "/run/postgres", "127.0.0.1", "::1", "localhost", "/run/a,127.0.0.1"} {
+		require.True(t, secured(host), host)
+	}
+	for _, host := range []string{"10.0.0.1", "db.example.com", "run/postgres", "mesh,db.example.com"} {
+		require.False(t, secured(host), host)
+	}
+}
+
+func TestTranslate(t *testing.T) {
+	for _, code := range []string{"25P03", "25006", "40001", "40P01", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "08000", "08006"} {
+		t.Run("ErrUnavailable/"+code, func(t *testing.T) {
+			err := translate(t.Context(), fmt.Errorf("querying: %w", &pgconn.PgError{Code: code}))
+			require.ErrorIs(t, err, ErrUnavailable)
+		})
+	}
+	known := fault.New(fault.NotFound, "NOT_FOUND", "x")
+	for name, tc := range map[string]struct{ err, want error }{
+		"OK":              {nil, nil},
+		"ErrNoRows":       {pgx.ErrNoRows, pgx.ErrNoRows},
+		"ErrFault":        {fmt.Errorf("x: %w", known), known},
+		"ErrEOF":          {io.ErrUnexpectedEOF, ErrUnavailable},
+		"ErrNetwork":      {&net.OpError{Op: "read", Err: errors.New("reset")}, ErrUnavailable},
+		"ErrTimeForACall": {context.DeadlineExceeded, ErrUnavailable},
+		"ErrOther":        {io.ErrNoProgress, io.ErrNoProgress},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := translate(t.Context(), tc.err)
+			require.ErrorIs(t, got, tc.want)
+			require.Equal(t, errors.Is(tc.want, ErrUnavailable), errors.Is(got, ErrUnavailable))
 		})
 	}
 }

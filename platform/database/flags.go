@@ -10,8 +10,8 @@ import (
 	"github.com/marquee-ads/marquee/platform/service"
 )
 
-// ThroughMesh as the host means an instance of the database's Consul service.
-const ThroughMesh = "mesh"
+// throughMesh as the host means an instance of the database's Consul service.
+const throughMesh = "mesh"
 
 // Flags are a service's settings for its database, as a field of its
 // configuration that is tagged `embed:"" prefix:"database-"`.
@@ -35,7 +35,7 @@ func (f *Flags) Check(common *service.Config) error {
 	if f.Host == "" {
 		wrong("host", "is empty; use mesh, a host, or the folder of Postgres's Unix socket")
 	}
-	if f.Host == ThroughMesh && f.PasswordFile == "" {
+	if f.Host == throughMesh && f.PasswordFile == "" {
 		wrong("password-file", "is needed; name the file that holds the password of role %s", f.User)
 	}
 	if common.Mode == service.Production && !secured(f.Host) {
@@ -50,7 +50,7 @@ func (f *Flags) Check(common *service.Config) error {
 // secured says whether nobody on the network can listen in on the connection to
 // Postgres. Like pgx it takes several hosts with commas.
 func secured(hosts string) bool {
-	if hosts == ThroughMesh {
+	if hosts == throughMesh {
 		return true
 	}
 	for host := range strings.SplitSeq(hosts, ",") {
@@ -75,7 +75,7 @@ func (f *Flags) Open(ctx context.Context, common *service.Config, svc *service.S
 			return nil, err
 		}
 	}
-	if f.Host == ThroughMesh {
+	if f.Host == throughMesh {
 		cfg.Dial = func(ctx context.Context) (net.Conn, error) { return svc.Mesh().DialContext(ctx, f.Service) }
 	}
 	db, err := Open(ctx, cfg, svc.Log().Named("database"))

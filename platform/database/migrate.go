@@ -15,14 +15,21 @@ import (
 // migrationLock is the advisory lock that whoever migrates holds.
 const migrationLock int64 = 0x6d617271_0001
 
-// Prepare returns once the database is there and has today's schema: goose's
-// migrations in files. While the database is away it waits: exiting would only
-// make whoever starts this process do the same.
-func (d *Database) Prepare(ctx context.Context, files fs.FS) error {
+// Prepare returns once the database is there, has today's schema (goose's
+// migrations in files), and what else the service needs of it before it serves
+// has been done, in this order. While the database is away it waits: exiting
+// would only make whoever starts this process do the same. Instances that start
+// together take turns at migrating; those that come later find nothing to do.
+func (d *Database) Prepare(ctx context.Context, files fs.FS, then ...func(context.Context) error) error {
 	for {
-		err := d.WaitUntilThere(ctx)
+		err := d.waitUntilThere(ctx)
 		if err == nil {
-			err = d.Migrate(ctx, files)
+			err = translate(ctx, d.migrate(ctx, files))
+		}
+		for _, step := range then {
+			if err == nil {
+				err = translate(ctx, step(ctx))
+			}
 		}
 		if ctx.Err() != nil || !errors.Is(err, ErrUnavailable) {
 			return err
@@ -31,13 +38,7 @@ func (d *Database) Prepare(ctx context.Context, files fs.FS) error {
 	}
 }
 
-// Migrate brings the schema up to date. Instances that start together take
-// turns; those that come later find nothing to do. The error is ErrUnavailable
-// when trying again can help.
-func (d *Database) Migrate(ctx context.Context, files fs.FS) error {
-	return translate(ctx, d.migrate(ctx, files))
-}
-
+// migrate brings the schema up to date.
 func (d *Database) migrate(ctx context.Context, files fs.FS) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationTimeout)
 	defer cancel()

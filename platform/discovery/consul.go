@@ -37,11 +37,6 @@ type Options struct {
 	// Grace is how long a watch that nobody reads lives on, so that a connection
 	// that leaves idle mode has its answer at once (default 5 min).
 	Grace time.Duration
-	// MaxStale bounds how old the answer of a server that is not the leader may
-	// be; an older one counts as a failed query and the leader is asked instead
-	// (default 10 s). A negative value always asks the leader: then nothing can
-	// be found while there is none.
-	MaxStale time.Duration
 	// Settle is how long after the agent came back an answer may add to what was
 	// known and take nothing away (default 5 s; negative: not at all). An agent
 	// that has just started calls everything on its machine unhealthy until it
@@ -60,7 +55,6 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.RetryMin, 100*time.Millisecond)
 	setDefault(&o.RetryMax, 5*time.Second)
 	setDefault(&o.Grace, 5*time.Minute)
-	setDefault(&o.MaxStale, 10*time.Second)
 	setDefault(&o.Settle, 5*time.Second)
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()

@@ -15,6 +15,10 @@ import (
 // retry before its time: grpc-go calls ResolveNow on every failed connection.
 const wakeInterval = time.Second
 
+// maxStale bounds how old the answer of a server that is not the leader may be; an
+// older one counts as a failed query and the leader is asked instead.
+const maxStale = 10 * time.Second
+
 // errHidden keeps an answer that ACLs emptied from looking like a service
 // without instances.
 var errHidden = errors.New("the answer is empty because the token may not read it: it needs service:read and node:read")
@@ -182,7 +186,7 @@ func (f *feed[T]) run(ctx context.Context) {
 		index    uint64
 		last     uint64 // of the answer that stands
 		failures int
-		leader   = f.opts.MaxStale < 0
+		leader   bool
 		settled  time.Time // from when on an answer may take away
 	)
 	for {
@@ -204,7 +208,7 @@ func (f *feed[T]) run(ctx context.Context) {
 			}
 			err = f.accept(value, meta, leader, time.Now().Before(settled))
 			// Too old: ask the leader once, then any server again.
-			leader = f.opts.MaxStale < 0 || err != nil
+			leader = err != nil
 		}
 		if err != nil {
 			failures++
@@ -284,7 +288,7 @@ func (f *feed[T]) accept(value T, meta *api.QueryMeta, leader, settling bool) er
 		return fmt.Errorf("ask consul for %s: %w", f.source.name, errHidden)
 	}
 	// An old answer is better than none at all.
-	if !leader && meta.LastContact > f.opts.MaxStale && f.state.answered {
+	if !leader && meta.LastContact > maxStale && f.state.answered {
 		return fmt.Errorf("ask consul for %s: the answer is %s old", f.source.name, meta.LastContact)
 	}
 	if settling && f.state.answered {

@@ -321,17 +321,6 @@ func TestWatch(t *testing.T) {
 		require.Positive(t, asked, "the leader was never asked")
 	})
 
-	t.Run("MaxStale below zero always asks the leader", func(t *testing.T) {
-		proxy := agent.Proxy()
-		opts := quick()
-		opts.MaxStale = -1
-		follow(t, newConsul(t, proxy.Client, opts), discovery.Query{Service: "nobody"}).expect(t, "")
-		moreRequests(t, proxy, healthPath, 1)
-		for _, r := range proxy.Requests(healthPath) {
-			require.False(t, r.Query.Has("stale"))
-		}
-	})
-
 	t.Run("watches of the same query share one", func(t *testing.T) {
 		proxy := agent.Proxy()
 		opts := quick()

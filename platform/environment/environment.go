@@ -23,6 +23,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/marquee-ads/marquee/platform/artifacts"
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/keys"
 	"github.com/marquee-ads/marquee/platform/vms/box"
 )
@@ -173,10 +174,7 @@ func (e *Environment) Save(root string) error {
 		return fmt.Errorf("make the folder of the environment %s: %w", e.Name, err)
 	}
 	path := filepath.Join(folder, "environment.json")
-	if err := os.WriteFile(path+".new", append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("save the environment %s: %w", e.Name, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := files.Replace(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save the environment %s: %w", e.Name, err)
 	}
 	e.dir = folder

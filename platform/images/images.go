@@ -75,12 +75,23 @@ func (i *Image) Reference(repository string) string {
 	return repository + "/" + i.Program + ":" + i.Version
 }
 
+// CheckRepository says what is wrong with the name of a repository.
+func CheckRepository(repository string) error {
+	if _, err := name.NewRepository(repository+"/x", name.StrictValidation); err != nil {
+		return fmt.Errorf("%q is no repository: want for example registry.example.com/marquee: %w", repository, err)
+	}
+	return nil
+}
+
 // Push sends the image to a registry, with the credentials that docker login
 // left, and returns its name there. What the registry has already is not sent.
 func (i *Image) Push(ctx context.Context, repository string) (string, error) {
+	if err := CheckRepository(repository); err != nil {
+		return "", err
+	}
 	reference, err := name.NewTag(i.Reference(repository), name.StrictValidation)
 	if err != nil {
-		return "", fmt.Errorf("%q is no repository: want for example registry.example.com/marquee: %w", repository, err)
+		return "", fmt.Errorf("naming the image: %w", err)
 	}
 	if err := remote.Write(reference, i.image, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
 		return "", fmt.Errorf("pushing %s: %w", reference, err)

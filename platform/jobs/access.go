@@ -69,7 +69,7 @@ func (c *Client) checkNomad(ctx context.Context) error {
 	switch {
 	case said && strings.Contains(status.Body(), aclDisabled):
 		return nil
-	case said && (status.StatusCode() < http.StatusInternalServerError || strings.Contains(status.Body(), "ACL token")): // an expired one is a 500
+	case said && refuses(status.StatusCode(), status.Body()):
 		err = &AccessError{Problem: Refused, Err: explain(err)}
 	case ctx.Err() != nil:
 		return fmt.Errorf("asking Nomad: %w", ctx.Err())
@@ -93,7 +93,7 @@ func (c *Client) checkConsul(ctx context.Context) error {
 	switch {
 	case said && strings.Contains(status.Body, aclDisabled):
 		return nil
-	case said && status.Code < http.StatusInternalServerError:
+	case said && refuses(status.Code, status.Body):
 		err = &AccessError{Problem: Refused, Err: errors.New(strings.TrimSpace(status.Body))}
 	case ctx.Err() != nil:
 		return fmt.Errorf("asking Consul: %w", ctx.Err())
@@ -101,6 +101,14 @@ func (c *Client) checkConsul(ctx context.Context) error {
 		err = unreachable(asking, err)
 	}
 	return at(err, "Consul", "")
+}
+
+// refuses says whether an answer is about the token. Nomad answers an expired one
+// and one of another form with 500; any other 4xx is somebody else's who listens
+// there, or says that HTTPS is wanted.
+func refuses(code int, body string) bool {
+	return code == http.StatusForbidden || code == http.StatusUnauthorized ||
+		code == http.StatusInternalServerError && strings.Contains(body, "token")
 }
 
 // unreachable tells a certificate that is not trusted from all other reasons

@@ -59,7 +59,7 @@ func startCluster(t *testing.T) (*jobs.Client, *cluster.Cluster) {
 	dir, err := os.MkdirTemp("", "jobs")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	c, err := cluster.Open(cluster.Config{Dir: filepath.Join(dir, "c"), Progress: func(s cluster.Step) { t.Log(s.Text) }})
+	c, err := cluster.Open(cluster.Config{Dir: filepath.Join(dir, "c"), Progress: func(line string) { t.Log(line) }})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -89,9 +89,10 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, len(files), 3)
 	variables := map[string]string{
-		"account_binary": "/releases/0123456789ab/accountd", "gateway_binary": "/releases/0123456789ab/gatewayd",
-		"postgres_binary": "/releases/0123456789ab/postgresd", "proxy_binary": "/releases/0123456789ab/meshproxyd",
-		"postgres_bin_dir": "/postgres/bin", "postgres_data_folder": volumes,
+		"proxy_binary": "/releases/0123456789ab/meshproxyd", "postgres_bin_dir": "/postgres/bin", "postgres_data_folder": volumes,
+	}
+	for variable, program := range programs(files) {
+		variables[variable+"_binary"] = "/releases/0123456789ab/" + program
 	}
 	ids := map[string]string{"account.nomad.hcl": "account", "gateway.nomad.hcl": "gateway", "postgres.nomad.hcl": "account-db"}
 	for _, path := range files {
@@ -195,16 +196,30 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 	})
 }
 
+// programs are what the job files run, by the beginning of the variables that take
+// it: a service that is new runs what its name says.
+func programs(files []string) map[string]string {
+	found := map[string]string{}
+	for _, path := range files {
+		name := strings.TrimSuffix(filepath.Base(path), ".nomad.hcl")
+		found[strings.ReplaceAll(name, "-", "_")] = name + "d"
+	}
+	return found
+}
+
 // testProduction has Nomad validate every job file with the values for machines,
 // with the exec driver and artifacts and with Docker and images.
 func testProduction(t *testing.T, client *jobs.Client, root string, files []string) {
 	sum := strings.Repeat("0123456789abcdef", 4)
 	at := func(program string) string { return "http://127.0.0.1:4700/" + sum + "/" + program }
 	variables := map[string]string{
-		"account_artifact": at("accountd"), "gateway_artifact": at("gatewayd"), "postgres_artifact": at("postgresd"), "proxy_artifact": at("meshproxyd"),
-		"account_image": "registry.example.com/accountd:0123456789ab", "gateway_image": "registry.example.com/gatewayd:0123456789ab",
+		"proxy_artifact": at("meshproxyd"),
 		// What a shell on a laptop may have set counts for nothing here.
 		"account_binary": "/releases/fedcba987654/accountd",
+	}
+	for variable, program := range programs(files) {
+		variables[variable+"_artifact"] = at(program)
+		variables[variable+"_image"] = "registry.example.com/" + program + ":0123456789ab"
 	}
 	load := func(t *testing.T, path string, more map[string]string) *nomadapi.Job {
 		t.Helper()
@@ -218,6 +233,8 @@ func testProduction(t *testing.T, client *jobs.Client, root string, files []stri
 		return job.Spec
 	}
 	pools := map[string]string{"account": "services", "gateway": "edge", "account-db": "data"}
+	// The database before what others need, that before the rest.
+	priorities := map[string]int{"account-db": 90, "gateway": 80, "account": 70}
 	for _, path := range files {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			job := load(t, path, nil)
@@ -226,9 +243,14 @@ func testProduction(t *testing.T, client *jobs.Client, root string, files []stri
 			if pool := pools[*job.ID]; pool != "" {
 				require.Equal(t, "${meta.marquee_"+pool+"}", job.Constraints[0].LTarget)
 			}
+			if priority := priorities[*job.ID]; priority != 0 {
+				require.Equal(t, priority, *job.Priority)
+			}
 			group := job.TaskGroups[0]
 			require.Equal(t, "0123456789ab", group.Services[0].Meta["version"])
 			require.Equal(t, 5*time.Second, *group.ReschedulePolicy.Delay)
+			require.Equal(t, 1, *group.Migrate.MaxParallel, "a drain takes one at a time")
+			require.Equal(t, "checks", *group.Migrate.HealthCheck, "and waits until another is healthy")
 			for _, task := range group.Tasks {
 				require.Equal(t, "exec", task.Driver)
 				require.Equal(t, "nobody", task.User)

@@ -42,8 +42,6 @@ type Deployed struct {
 	Unchanged bool
 	// Version is the job's version in Nomad.
 	Version uint64
-	// Took is the time until all instances were healthy.
-	Took time.Duration
 }
 
 // FailedError says why a deployment did not succeed.
@@ -75,7 +73,6 @@ func (c *Client) Deploy(ctx context.Context, job *Job, progress func(Progress)) 
 	if progress == nil {
 		progress = func(Progress) {}
 	}
-	started := time.Now()
 	done := Deployed{Job: job.ID()}
 	plan, err := c.Plan(ctx, job)
 	if err != nil {
@@ -90,13 +87,16 @@ func (c *Client) Deploy(ctx context.Context, job *Job, progress func(Progress)) 
 			done.Unchanged = true
 			ctx, cancel := context.WithTimeout(ctx, unchangedTimeout)
 			defer cancel()
-			return c.finish(ctx, done, started, progress)
+			return c.finish(ctx, done, progress)
 		}
 	}
 
 	told := plan.Changes
 	if more := len(told) - mostChanges; more > 0 {
 		told = append(slices.Clone(told[:mostChanges]), fmt.Sprintf("and %d more", more))
+	}
+	if plan.Warnings != "" {
+		told = append(slices.Clone(told), "Nomad warns: "+plan.Warnings)
 	}
 	for _, change := range told {
 		progress(Progress{Job: job.ID(), Message: change})
@@ -120,7 +120,7 @@ func (c *Client) Deploy(ctx context.Context, job *Job, progress func(Progress)) 
 			return done, err
 		}
 	}
-	return c.finish(ctx, done, started, progress)
+	return c.finish(ctx, done, progress)
 }
 
 // resume goes on with what an earlier deployment of the same job left: it
@@ -148,13 +148,12 @@ func (c *Client) resume(ctx context.Context, id string, progress func(Progress))
 }
 
 // finish waits until the service is whole, and completes the answer.
-func (c *Client) finish(ctx context.Context, done Deployed, started time.Time, progress func(Progress)) (Deployed, error) {
+func (c *Client) finish(ctx context.Context, done Deployed, progress func(Progress)) (Deployed, error) {
 	service, err := c.WaitReady(ctx, done.Job)
 	if err != nil {
 		return done, err
 	}
 	done.Version = service.JobVersion
-	done.Took = time.Since(started)
 	progress(Progress{Job: done.Job, Healthy: service.Healthy, Desired: service.Desired, Message: "healthy"})
 	return done, nil
 }
@@ -272,8 +271,10 @@ func (c *Client) waitDeployed(ctx context.Context, deploymentID string, progress
 		for _, id := range c.troubled(ctx, deploymentID) {
 			if !told[id] {
 				told[id] = true
-				progress(Progress{Job: d.JobID, Healthy: now.Healthy, Desired: now.Desired,
-					Message: "allocation " + Short(id) + " has trouble: " + c.lastEvent(ctx, id)})
+				progress(Progress{
+					Job: d.JobID, Healthy: now.Healthy, Desired: now.Desired,
+					Message: "allocation " + Short(id) + " has trouble: " + c.lastEvent(ctx, id),
+				})
 			}
 		}
 		q.WaitIndex = meta.LastIndex
@@ -330,7 +331,7 @@ func (c *Client) evidence(ctx context.Context, allocIDs []string) string {
 		for _, event := range lastEvents(alloc, 8) {
 			fmt.Fprintf(&text, "  %s\n", event)
 		}
-		logs, err := c.AllocLogs(ctx, id, 15)
+		logs, err := c.allocLogs(ctx, id, 15)
 		if err != nil {
 			fmt.Fprintf(&text, "  %v\n", err)
 		}

@@ -62,7 +62,9 @@ func (c *Client) instance(ctx context.Context, target string) (*nomad.Allocation
 	of := "job " + target
 	if len(allocs) == 0 && isAllocationID(target) {
 		// Nomad finds prefixes only of an even length.
-		if allocs, _, err = c.nomad.Allocations().PrefixList(target[:len(target)/2*2]); err != nil {
+		q := query(ctx)
+		q.Prefix = target[:len(target)/2*2]
+		if allocs, _, err = c.nomad.Allocations().List(q); err != nil {
 			return nil, fmt.Errorf("looking for allocation %s: %w", target, explain(err))
 		}
 		of = "an id that begins with " + target

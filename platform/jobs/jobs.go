@@ -151,6 +151,9 @@ func (c *Client) Restart(ctx context.Context, id string, progress func(Progress)
 	if progress == nil {
 		progress = func(Progress) {}
 	}
+	if _, err := c.job(ctx, id); err != nil {
+		return err
+	}
 	service, err := c.Service(ctx, id)
 	if err != nil {
 		return err

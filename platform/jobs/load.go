@@ -3,14 +3,17 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/hcl/v2/hclwrite"
 	nomad "github.com/hashicorp/nomad/api"
+	"github.com/zclconf/go-cty/cty"
 )
 
 // envPrefix begins the environment variables that set a job file's variables.
@@ -31,6 +34,16 @@ type File struct {
 	// Environ is NAME=VALUE as os.Environ returns it; only names that begin
 	// with NOMAD_VAR_ count.
 	Environ []string
+}
+
+// Declared are the names of the variables that the file declares, sorted.
+func (f File) Declared() ([]string, error) {
+	source, err := os.ReadFile(f.Path)
+	if err != nil {
+		return nil, fmt.Errorf("reading job file: %w", err)
+	}
+	declared, err := declaredVariables(source, f.Path)
+	return slices.Sorted(maps.Keys(declared)), err
 }
 
 // Job is a job ready to be planned and deployed.
@@ -86,10 +99,14 @@ func (f File) render(source []byte) (string, error) {
 			return nil
 		}
 		if kind == "string" {
-			values[name] = quote(value)
+			values[name] = string(hclwrite.TokensForValue(cty.StringVal(value)).Bytes())
 			return nil
 		}
-		if _, diags := hclsyntax.ParseExpression([]byte(value), name, hcl.InitialPos); diags.HasErrors() {
+		expression, diags := hclsyntax.ParseExpression([]byte(value), name, hcl.InitialPos)
+		if !diags.HasErrors() {
+			_, diags = expression.Value(nil) // names and functions mean nothing here
+		}
+		if diags.HasErrors() {
 			return fmt.Errorf("%s: variable %s of %s is of type %s: %q is not one", origin, name, filepath.Base(f.Path), kind, value)
 		}
 		values[name] = value
@@ -121,38 +138,11 @@ func (f File) render(source []byte) (string, error) {
 		}
 	}
 
-	names := make([]string, 0, len(values))
-	for name := range values {
-		names = append(names, name)
-	}
-	sort.Strings(names)
 	var text strings.Builder
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
 		fmt.Fprintf(&text, "%s = %s\n", name, values[name])
 	}
 	return text.String(), nil
-}
-
-// quote writes a string as HCL does: a template without any part to evaluate.
-func quote(value string) string {
-	var text strings.Builder
-	text.WriteByte('"')
-	for i, r := range value {
-		switch {
-		case r == '"' || r == '\\':
-			text.WriteByte('\\')
-			text.WriteRune(r)
-		case (r == '$' || r == '%') && strings.HasPrefix(value[i+1:], "{"):
-			text.WriteRune(r)
-			text.WriteRune(r)
-		case r < ' ':
-			fmt.Fprintf(&text, "\\u%04x", r)
-		default:
-			text.WriteRune(r)
-		}
-	}
-	text.WriteByte('"')
-	return text.String()
 }
 
 // declaredVariables are the variable blocks of a job file: name -> type as it
@@ -174,6 +164,13 @@ func declaredVariables(source []byte, path string) (map[string]string, error) {
 		declared[block.Labels[0]] = kind
 	}
 	return declared, nil
+}
+
+// VariablesIn are the names of the variables that a file of name = value lines
+// has values for, sorted.
+func VariablesIn(path string) ([]string, error) {
+	expressions, err := variableFile(path)
+	return slices.Sorted(maps.Keys(expressions)), err
 }
 
 // variableFile returns the expressions of an HCL file of name = value lines.

@@ -37,7 +37,10 @@ func (c *Client) Logs(ctx context.Context, id string, o LogOptions, w io.Writer)
 		return err
 	}
 	if len(allocs) == 0 {
-		return fmt.Errorf("there is no allocation of job %q", id)
+		if _, err := c.job(ctx, id); err != nil {
+			return err
+		}
+		return fmt.Errorf("job %q has no logs: none of its instances is remembered", id)
 	}
 	sort.Slice(allocs, func(a, b int) bool { return allocs[a].CreateIndex < allocs[b].CreateIndex })
 	out := &lineWriter{w: w}
@@ -54,9 +57,9 @@ func (c *Client) Logs(ctx context.Context, id string, o LogOptions, w io.Writer)
 	return out.err()
 }
 
-// AllocLogs returns the last lines of one allocation's logs, all its tasks'
+// allocLogs returns the last lines of one allocation's logs, all its tasks'
 // standard output and standard error, as Logs writes them.
-func (c *Client) AllocLogs(ctx context.Context, allocID string, lines int) (string, error) {
+func (c *Client) allocLogs(ctx context.Context, allocID string, lines int) (string, error) {
 	alloc, _, err := c.nomad.Allocations().Info(allocID, query(ctx))
 	if err != nil {
 		return "", fmt.Errorf("reading allocation %s: %w", Short(allocID), explain(err))

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -187,6 +188,28 @@ func testOperate(t *testing.T, client *jobs.Client, nomad *nomadapi.Client) {
 		require.NoError(t, client.Stop(ctx, "probe", true))
 	})
 
+	t.Run("Programs", func(t *testing.T) {
+		before, err := client.Programs(ctx)
+		require.NoError(t, err)
+		// It waits to be dispatched: nothing of it runs.
+		fetched := nomadapi.NewBatchJob("fetched", "fetched", "global", 50)
+		fetched.ParameterizedJob = &nomadapi.ParameterizedJobConfig{}
+		task := nomadapi.NewTask("fetched", "raw_exec").SetConfig("command", "local/program")
+		fetched.AddTaskGroup(nomadapi.NewTaskGroup("fetched", 1).AddTask(task))
+		var want []string
+		for _, version := range []string{"first", "second"} {
+			source := "http://127.0.0.1:4700/" + version + "/program"
+			task.Artifacts = []*nomadapi.TaskArtifact{{GetterSource: &source}}
+			_, _, err := nomad.Jobs().Register(fetched, nil)
+			require.NoError(t, err)
+			want = append(want, "local/program", source)
+		}
+		programs, err := client.Programs(ctx)
+		require.NoError(t, err)
+		require.ElementsMatch(t, append(want, before...), programs, "those of both versions, which Nomad may go back to")
+		require.NoError(t, client.Stop(ctx, "fetched", true))
+	})
+
 	t.Run("Access", func(t *testing.T) { testAccess(t, client, nomad, short.SecretID) })
 }
 
@@ -217,6 +240,23 @@ func testAccess(t *testing.T, client *jobs.Client, nomad *nomadapi.Client, short
 		err := problem(t, at(t, nomad.Address(), "01234567-89ab-cdef-0123-456789abcdef"), nil)
 		require.Equal(t, jobs.Refused, err.Problem)
 		require.ErrorContains(t, err, "Nomad at "+nomad.Address()+" refuses the token")
+	})
+	t.Run("TokenOfNoForm", func(t *testing.T) {
+		require.Equal(t, jobs.Refused, problem(t, at(t, nomad.Address(), "x"), nil).Problem)
+	})
+	t.Run("SomebodyElse", func(t *testing.T) {
+		other := httptest.NewServer(http.NotFoundHandler())
+		defer other.Close()
+		require.Equal(t, jobs.Unreachable, problem(t, at(t, other.URL, "x"), nil).Problem)
+	})
+	t.Run("WantsHTTPS", func(t *testing.T) {
+		server := httptest.NewUnstartedServer(nil)
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		defer server.Close()
+		err := problem(t, at(t, "http"+strings.TrimPrefix(server.URL, "https"), "x"), nil)
+		require.Equal(t, jobs.Unreachable, err.Problem)
+		require.ErrorContains(t, err, "HTTPS server")
 	})
 	t.Run("NoToken", func(t *testing.T) {
 		require.Equal(t, jobs.Refused, problem(t, at(t, nomad.Address(), ""), nil).Problem)

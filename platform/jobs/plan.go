@@ -37,24 +37,33 @@ func (c *Client) Plan(ctx context.Context, job *Job) (*Plan, error) {
 	return plan, nil
 }
 
-// Commands are the programs that the tasks of any version of a job run, of the
-// versions Nomad remembers and may go back to.
-func (c *Client) Commands(ctx context.Context, id string) ([]string, error) {
-	versions, _, _, err := c.nomad.Jobs().Versions(id, false, query(ctx))
-	if err != nil && !isNotFound(err) {
-		return nil, fmt.Errorf("reading the versions of job %s: %w", id, explain(err))
+// Programs are the commands that tasks run and the sources of their artifacts,
+// of every job and of all its versions that Nomad remembers and may go back to.
+func (c *Client) Programs(ctx context.Context) ([]string, error) {
+	stubs, _, err := c.nomad.Jobs().List(query(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("listing jobs: %w", explain(err))
 	}
-	var commands []string
-	for _, version := range versions {
-		for _, group := range version.TaskGroups {
-			for _, task := range group.Tasks {
-				if command, ok := task.Config["command"].(string); ok {
-					commands = append(commands, command)
+	var programs []string
+	for _, stub := range stubs {
+		versions, _, _, err := c.nomad.Jobs().Versions(stub.ID, false, query(ctx))
+		if err != nil && !isNotFound(err) {
+			return nil, fmt.Errorf("reading the versions of job %s: %w", stub.ID, explain(err))
+		}
+		for _, version := range versions {
+			for _, group := range version.TaskGroups {
+				for _, task := range group.Tasks {
+					if command, ok := task.Config["command"].(string); ok {
+						programs = append(programs, command)
+					}
+					for _, artifact := range task.Artifacts {
+						programs = append(programs, *artifact.GetterSource)
+					}
 				}
 			}
 		}
 	}
-	return commands, nil
+	return programs, nil
 }
 
 // unplaceable explains, group by group, why no machine takes an allocation.

@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -17,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // How long certificates are good for. Renewing those of the machines is a
@@ -72,39 +75,63 @@ func nodePair(n Node) pair {
 	return p
 }
 
-// authority signs.
+// authority signs. While the CA is rotated there is another one beside it, whose
+// certificates are good, too.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
+	trusted     []*x509.Certificate // all that machines trust, this one among them
 }
 
+// The files of the CA. Which of the trusted certificates signs is told by the
+// key; that of the next CA waits until every machine trusts its certificate.
+const (
+	caFile      = "ca.pem"
+	caKeyFile   = "ca-key.pem"
+	nextKeyFile = "ca-next-key.pem"
+)
+
+// errStrangers says that a key is that of no certificate there.
+var errStrangers = errors.New("certificate and key do not belong together")
+
 func (k *Keys) ensureCA(now time.Time) (*authority, error) {
-	text, err := k.read("ca.pem")
+	_, err := k.read(caFile)
 	if errors.Is(err, ErrMissing) {
 		return k.newCA(now)
 	}
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := parseCertificate(k.CAFile(), text)
+	return k.authority(caKeyFile)
+}
+
+// authority is the CA whose key is in a file.
+func (k *Keys) authority(keyFile string) (*authority, error) {
+	text, err := k.read(caFile)
 	if err != nil {
 		return nil, err
 	}
-	keyText, err := k.read("ca-key.pem")
+	trusted, err := parseCertificates(k.CAFile(), text)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(k.Dir, keyFile)
+	keyText, err := k.read(keyFile)
 	if errors.Is(err, ErrMissing) {
-		return nil, fmt.Errorf("%s is missing: bring it back from where it is kept to sign certificates with it", filepath.Join(k.Dir, "ca-key.pem"))
+		return nil, fmt.Errorf("%s is missing: bring it back from where it is kept to sign certificates with it: %w", path, ErrMissing)
 	}
 	if err != nil {
 		return nil, err
 	}
-	key, err := parseKey(filepath.Join(k.Dir, "ca-key.pem"), keyText)
+	key, err := parseKey(path, keyText)
 	if err != nil {
 		return nil, err
 	}
-	if !key.PublicKey.Equal(certificate.PublicKey) {
-		return nil, fmt.Errorf("%s and ca-key.pem do not belong together: bring the one that does back", k.CAFile())
+	at := slices.IndexFunc(trusted, func(c *x509.Certificate) bool { return key.PublicKey.Equal(c.PublicKey) })
+	if at < 0 {
+		return nil, fmt.Errorf("%s and %s: %w: bring the one that does back", k.CAFile(), keyFile, errStrangers)
 	}
-	return &authority{certificate: certificate, key: key}, nil
+	return &authority{certificate: trusted[at], key: key, trusted: trusted}, nil
 }
 
 func (k *Keys) newCA(now time.Time) (*authority, error) {
@@ -112,25 +139,30 @@ func (k *Keys) newCA(now time.Time) (*authority, error) {
 		return nil, fmt.Errorf("%s is missing where there are other keys: bring it back, or make all keys anew in an empty folder", k.CAFile())
 	}
 	// A key without its certificate is one that an interrupted run left.
+	der, key, err := makeCA(now)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.writePair(caFile, caKeyFile, der, key); err != nil {
+		return nil, err
+	}
+	return k.authority(caKeyFile)
+}
+
+func makeCA(now time.Time) (der []byte, key *ecdsa.PrivateKey, err error) {
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Marquee agents CA", Organization: []string{"Marquee"}},
 		NotBefore: now.Add(-clockSlack), NotAfter: now.Add(caLifetime),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make the agents' CA: %w", err)
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, fmt.Errorf("make the agents' CA: %w", err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("make the agents' CA: %w", err)
+	if der, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key); err != nil {
+		return nil, nil, fmt.Errorf("make the agents' CA: %w", err)
 	}
-	if err := k.writePair("ca.pem", "ca-key.pem", der, key); err != nil {
-		return nil, err
-	}
-	certificate, err := x509.ParseCertificate(der)
-	return &authority{certificate: certificate, key: key}, err
+	return der, key, nil
 }
 
 // ensurePair makes a certificate where there is none.
@@ -147,8 +179,8 @@ func (k *Keys) ensurePair(ca *authority, p pair, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := have.CheckSignatureFrom(ca.certificate); err != nil {
-		return fmt.Errorf("%s was not signed by this environment's CA: remove it, and it is made again: %w", path, err)
+	if !ca.signed(have) {
+		return fmt.Errorf("%s was not signed by this environment's CA: remove it, and it is made again", path)
 	}
 	if missing := slices.DeleteFunc(slices.Clone(p.dns), func(name string) bool { return slices.Contains(have.DNSNames, name) }); len(missing) > 0 {
 		return fmt.Errorf("%s is not good for %s: has the machine another role now? Remove it, and it is made again", path, strings.Join(missing, ", "))
@@ -160,10 +192,15 @@ func (k *Keys) ensurePair(ca *authority, p pair, now time.Time) error {
 	return err
 }
 
+// signed says whether one that is trusted signed a certificate.
+func (a *authority) signed(c *x509.Certificate) bool {
+	return slices.ContainsFunc(a.trusted, func(ca *x509.Certificate) bool { return c.CheckSignatureFrom(ca) == nil })
+}
+
 func (k *Keys) newPair(ca *authority, p pair, now time.Time) error {
 	end := now.Add(nodeLifetime)
 	if now.After(ca.certificate.NotAfter) {
-		return fmt.Errorf("the agents' CA has expired on %s: make all keys anew in an empty folder", ca.certificate.NotAfter.Format(time.DateOnly))
+		return fmt.Errorf("the agents' CA has expired on %s: marquee keys rotate ca", ca.certificate.NotAfter.Format(time.DateOnly))
 	}
 	if end.After(ca.certificate.NotAfter) {
 		end = ca.certificate.NotAfter
@@ -187,14 +224,26 @@ func (k *Keys) newPair(ca *authority, p pair, now time.Time) error {
 
 // writePair writes the key first: a certificate that is there has its key.
 func (k *Keys) writePair(certificateFile, keyFile string, der []byte, key *ecdsa.PrivateKey) error {
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", keyFile, err)
-	}
-	if err := write(filepath.Join(k.Dir, keyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+	if err := k.writeKey(keyFile, key); err != nil {
 		return err
 	}
-	return write(filepath.Join(k.Dir, certificateFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	return k.writeCertificates(certificateFile, der)
+}
+
+func (k *Keys) writeKey(file string, key *ecdsa.PrivateKey) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	return files.Replace(filepath.Join(k.Dir, file), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+func (k *Keys) writeCertificates(file string, ders ...[]byte) error {
+	var text []byte
+	for _, der := range ders {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return files.Replace(filepath.Join(k.Dir, file), text, 0o644)
 }
 
 func serial() *big.Int {
@@ -216,6 +265,23 @@ func parseCertificate(path string, text []byte) (*x509.Certificate, error) {
 	return c, nil
 }
 
+// parseCertificates is for a file with one or several.
+func parseCertificates(path string, text []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for len(bytes.TrimSpace(text)) > 0 {
+		c, err := parseCertificate(path, text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+		_, text = pem.Decode(text)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s is empty: bring it back", path)
+	}
+	return all, nil
+}
+
 func parseKey(path string, text []byte) (*ecdsa.PrivateKey, error) {
 	block, _ := pem.Decode(text)
 	if block == nil {
@@ -232,36 +298,39 @@ func parseKey(path string, text []byte) (*ecdsa.PrivateKey, error) {
 	return ec, nil
 }
 
-// Certificates are those of the folder, the CA first.
+// Certificates are those of the folder, the CA first. While the CA is rotated
+// there are two.
 func (k *Keys) Certificates() ([]Certificate, error) {
-	files := []string{"ca.pem", "operator.pem"}
+	paths := []string{caFile, "operator.pem"}
 	entries, err := os.ReadDir(filepath.Join(k.Dir, "nodes"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list the machines' certificates: %w", err)
 	}
 	for _, e := range entries {
 		if name := e.Name(); strings.HasSuffix(name, ".pem") && !strings.HasSuffix(name, "-key.pem") {
-			files = append(files, filepath.Join("nodes", name))
+			paths = append(paths, filepath.Join("nodes", name))
 		}
 	}
 	var all []Certificate
-	for _, file := range files {
+	for _, file := range paths {
 		text, err := k.read(file)
 		if err != nil {
 			return nil, err
 		}
 		path := filepath.Join(k.Dir, file)
-		c, err := parseCertificate(path, text)
+		parsed, err := parseCertificates(path, text)
 		if err != nil {
 			return nil, err
 		}
-		names := slices.Clone(c.DNSNames)
-		for _, ip := range c.IPAddresses {
-			names = append(names, ip.String())
+		for _, c := range parsed {
+			names := slices.Clone(c.DNSNames)
+			for _, ip := range c.IPAddresses {
+				names = append(names, ip.String())
+			}
+			all = append(all, Certificate{
+				Name: strings.TrimSuffix(filepath.Base(file), ".pem"), File: path, Names: names, NotAfter: c.NotAfter,
+			})
 		}
-		all = append(all, Certificate{
-			Name: strings.TrimSuffix(filepath.Base(file), ".pem"), File: path, Names: names, NotAfter: c.NotAfter,
-		})
 	}
 	return all, nil
 }
@@ -274,28 +343,17 @@ func (k *Keys) CheckExpiry(now time.Time, names ...string) error {
 		return err
 	}
 	var expired []string
+	fix := "marquee keys rotate certificates renews them"
 	for _, c := range all {
 		if now.After(c.NotAfter) && (len(names) == 0 || slices.Contains(names, c.Name)) {
 			expired = append(expired, fmt.Sprintf("%s (on %s)", c.Name, c.NotAfter.Format(time.DateOnly)))
+			if c.File == k.CAFile() {
+				fix = "marquee keys rotate ca, and docs/operations.md for the rest"
+			}
 		}
 	}
 	if len(expired) == 0 {
 		return nil
 	}
-	return fmt.Errorf("expired: the certificate of %s: marquee keys rotate certificates renews them", strings.Join(expired, ", "))
-}
-
-// write writes a file whole or not at all.
-func write(path string, text []byte, mode fs.FileMode) error {
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.WriteFile(temp, text, mode); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
+	return fmt.Errorf("expired: the certificate of %s: %s", strings.Join(expired, ", "), fix)
 }

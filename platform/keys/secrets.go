@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -11,10 +12,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // Secrets are the gossip keys, as both agents want them (AES-256 in base64), and
@@ -96,7 +98,7 @@ func (k *Keys) writeSecrets(s Secrets) error {
 	if err != nil {
 		return err
 	}
-	if err := write(filepath.Join(k.Dir, "secrets.json"), append(text, '\n'), 0o600); err != nil {
+	if err := files.Replace(filepath.Join(k.Dir, "secrets.json"), append(text, '\n'), 0o600); err != nil {
 		return err
 	}
 	k.Secrets = s
@@ -141,10 +143,10 @@ func ensureSSH(dir string) error {
 	if err != nil {
 		return fmt.Errorf("make the key for SSH: %w", err)
 	}
-	if err := write(path, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := files.Replace(path, pem.EncodeToMemory(block), 0o600); err != nil {
 		return err
 	}
-	return write(path+".pub", ssh.MarshalAuthorizedKey(authorized), 0o644)
+	return files.Replace(path+".pub", ssh.MarshalAuthorizedKey(authorized), 0o644)
 }
 
 // lockBound is how long another process may take to make its keys: a hundred
@@ -154,27 +156,14 @@ const lockBound = 10 * time.Second
 // lock keeps other processes from making the same keys. The kernel gives it back
 // when its holder dies.
 func lock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	ctx, cancel := context.WithTimeout(context.Background(), lockBound)
+	defer cancel()
+	f, err := files.Lock(ctx, filepath.Join(dir, ".lock"), nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("another process has been working on the keys in %s for %v: wait for it or end it: %w", dir, lockBound, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the keys: %w", err)
 	}
-	bound := time.After(lockBound)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock the keys: %w", err)
-		}
-		select {
-		case <-bound:
-			f.Close()
-			return nil, fmt.Errorf("another process has been working on the keys in %s for %v: wait for it or end it", dir, lockBound)
-		case <-tick.C:
-		}
-	}
+	return func() { f.Close() }, nil
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,12 +32,11 @@ const (
 
 // Where things are on a machine.
 const (
-	CAFile      = "/etc/marquee/tls/ca.pem"
-	CertFile    = "/etc/marquee/tls/node.pem"
-	KeyFile     = "/etc/marquee/tls/node-key.pem"
-	Artifacts   = "/var/lib/marquee/artifacts"
-	Volumes     = "/var/lib/marquee/volumes"
-	accountData = "account-db"
+	CAFile    = "/etc/marquee/tls/ca.pem"
+	CertFile  = "/etc/marquee/tls/node.pem"
+	KeyFile   = "/etc/marquee/tls/node-key.pem"
+	Artifacts = "/var/lib/marquee/artifacts"
+	Volumes   = "/var/lib/marquee/volumes"
 )
 
 // The ports that callers from outside of the cluster are let in to on a machine
@@ -45,6 +45,9 @@ var publicPorts = []string{"1883", "8080", "8081"}
 
 // The ports that the operator is let in to on servers, beside SSH.
 var operatorPorts = []string{"4646", "4700", "8501"}
+
+// validJob keeps names usable as a folder.
+var validJob = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,60}[a-z0-9])?$`)
 
 // Node is what a machine is.
 type Node struct {
@@ -57,9 +60,11 @@ type Node struct {
 	Servers []string
 	// Pool is the node pool of a client; empty is Nomad's "default".
 	Pool string
-	// Meta is a client's metadata; see Edge, Services, Data. A Data machine keeps
-	// the databases' volumes.
+	// Meta is a client's metadata; see Edge, Services, Data.
 	Meta map[string]string
+	// DataJobs are the jobs, for example account-db, whose data a Data machine
+	// keeps: a folder and a host volume each. Others have none of them.
+	DataJobs []string
 	// Public is the address on which public ports listen, the host network
 	// "public"; empty where there are none.
 	Public string
@@ -127,6 +132,11 @@ func (n Node) check() error {
 	if n.Public != "" {
 		if _, err := netip.ParseAddr(n.Public); err != nil {
 			return fmt.Errorf("the public address of %s is %q: want an address without a mask", n.Name, n.Public)
+		}
+	}
+	for _, job := range n.DataJobs {
+		if !validJob.MatchString(job) {
+			return fmt.Errorf("%q, whose data %s is to keep, is no name of a job", job, n.Name)
 		}
 	}
 	for _, network := range slices.Concat(n.Networks, n.Operators) {
@@ -258,8 +268,12 @@ func (n Node) nomad(s keys.Secrets) object {
 		networks["public"] = object{"cidr": n.Public + "/32"}
 	}
 	client["host_network"] = networks
-	if n.keepsData() {
-		client["host_volume"] = object{"account-db-data": object{"path": filepath.Join(Volumes, accountData)}}
+	if n.keepsData() && len(n.DataJobs) > 0 {
+		volumes := object{}
+		for _, job := range n.DataJobs {
+			volumes[job+"-data"] = object{"path": filepath.Join(Volumes, job)}
+		}
+		client["host_volume"] = volumes
 	}
 	if len(n.Chroot) > 0 {
 		client["chroot_env"] = n.Chroot
@@ -338,7 +352,9 @@ func Folders(n Node) []Folder {
 		Folder{"/var/lib/nomad", 0o711, "root", "root"},
 		Folder{Volumes, 0o711, "root", "root"})
 	if n.keepsData() {
-		all = append(all, Folder{filepath.Join(Volumes, accountData), 0o700, "nobody", "nogroup"})
+		for _, job := range n.DataJobs {
+			all = append(all, Folder{filepath.Join(Volumes, job), 0o700, "nobody", "nogroup"})
+		}
 	}
 	return all
 }

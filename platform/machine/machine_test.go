@@ -28,6 +28,7 @@ func client() machine.Node {
 	return machine.Node{
 		Name: "client-1", Role: keys.Client, Address: "10.77.0.101", Servers: server().Servers,
 		Pool: "edge", Meta: map[string]string{machine.Edge: "true", machine.Data: "true"}, Public: "10.77.0.101",
+		DataJobs: []string{"account-db", "order-db"},
 		Networks: []string{"10.77.0.0/24"}, Operators: []string{"10.77.0.1/32"}, CNIPath: "/usr/lib/cni",
 		Chroot: map[string]string{"/opt/postgres": "/opt/postgres"},
 	}
@@ -68,7 +69,7 @@ func tool(t *testing.T, name string) string {
 func TestAgentsTakeTheFiles(t *testing.T) {
 	k := madeKeys(t)
 	relaxed := client()
-	relaxed.Tuned, relaxed.Interface = false, "lo"
+	relaxed.Tuned, relaxed.Interface, relaxed.DataJobs = false, "lo", nil
 	tuned := client()
 	tuned.Tuned = true
 	for name, n := range map[string]machine.Node{"Server": server(), "Client": relaxed, "TunedClient": tuned} {
@@ -145,7 +146,9 @@ func TestSecrets(t *testing.T) {
 	info, err := os.Stat(filepath.Join(rootfs, "etc/marquee/tls/node-key.pem"))
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o640), info.Mode().Perm())
-	require.DirExists(t, filepath.Join(rootfs, "var/lib/marquee/volumes/account-db"))
+	for _, job := range client().DataJobs {
+		require.DirExists(t, filepath.Join(rootfs, "var/lib/marquee/volumes", job))
+	}
 }
 
 func TestNodeJSON(t *testing.T) {
@@ -169,8 +172,11 @@ func TestNodeJSON(t *testing.T) {
 		"meta":              map[string]any{"marquee_edge": "true", "marquee_data": "true"},
 		"network_interface": `{{ GetAllInterfaces | include "address" "^10.77.0.101(/|$)" | attr "name" }}`,
 		"host_network":      map[string]any{"private": map[string]any{"cidr": "10.77.0.101/32"}, "public": map[string]any{"cidr": "10.77.0.101/32"}},
-		"host_volume":       map[string]any{"account-db-data": map[string]any{"path": "/var/lib/marquee/volumes/account-db"}},
-		"chroot_env":        map[string]any{"/opt/postgres": "/opt/postgres"}, "cni_path": "/usr/lib/cni",
+		"host_volume": map[string]any{
+			"account-db-data": map[string]any{"path": "/var/lib/marquee/volumes/account-db"},
+			"order-db-data":   map[string]any{"path": "/var/lib/marquee/volumes/order-db"},
+		},
+		"chroot_env": map[string]any{"/opt/postgres": "/opt/postgres"}, "cni_path": "/usr/lib/cni",
 	}, nomad["client"])
 	require.Equal(t, map[string]any{"role": "client", "servers": []any{"10.77.0.11:4700", "10.77.0.12:4700", "10.77.0.13:4700"}},
 		read(client(), "/etc/marquee/artifactd.json"))
@@ -195,6 +201,7 @@ func TestBadNode(t *testing.T) {
 		"Network":          {func(n *machine.Node) { n.Networks = []string{"10.77.0.0"} }, client(), `"10.77.0.0"`},
 		"Backwards":        {func(n *machine.Node) { n.Networks = []string{"10.77.0.9-10.77.0.2"} }, client(), `"10.77.0.9-10.77.0.2"`},
 		"Operator":         {func(n *machine.Node) { n.Operators = []string{"me"} }, client(), `"me"`},
+		"DataJob":          {func(n *machine.Node) { n.DataJobs = []string{"../account-db"} }, client(), "is no name of a job"},
 		"NoKeys":           {func(n *machine.Node) { n.Name = "client-9" }, client(), "marquee keys new"},
 		"KeysOfAnotherOne": {func(n *machine.Node) { n.Name = "server-1" }, client(), "is a server's, and the machine is a client"},
 	} {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/keys"
 	"github.com/marquee-ads/marquee/platform/machine"
+	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -56,6 +57,25 @@ func TestTerraformMakesTheSame(t *testing.T) {
 	}
 }
 
+// Who runs Terraform by hand gets volumes for every job that keeps data.
+func TestTerraformKnowsWhichJobsKeepData(t *testing.T) {
+	services, err := stack.ReadServices(root(t))
+	require.NoError(t, err)
+	jobs := stack.DataJobs(services)
+	require.NotEmpty(t, jobs)
+	for _, environment := range []string{"local", "hcloud"} {
+		file := filepath.Join(root(t), "terraform", "environments", environment, "variables.tf")
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		_, variable, found := strings.Cut(string(text), "variable \"data_jobs\" {\n")
+		require.True(t, found, file)
+		variable, _, _ = strings.Cut(variable, "\n}\n")
+		for _, job := range jobs {
+			require.Contains(t, variable, fmt.Sprintf("%q", job), "%s: the default of data_jobs lacks a job of nomad-jobs/services.hcl", file)
+		}
+	}
+}
+
 type terraformFile struct{ Mode, Content string }
 
 // terraformFiles applies the module alone, which makes nothing, and reads what it
@@ -90,7 +110,7 @@ func terraformFiles(t *testing.T, terraform tools.Terraform, n machine.Node, k *
 		"module": map[string]any{"node": map[string]any{
 			"source": filepath.Join(root(t), "terraform", "modules", "node"),
 			"node":   node, "servers": n.Servers, "secrets": secrets, "tuned": n.Tuned, "ssh_key": string(ssh),
-			"cluster_addresses": n.Networks, "operator_networks": n.Operators,
+			"cluster_addresses": n.Networks, "operator_networks": n.Operators, "data_jobs": append([]string{}, n.DataJobs...),
 		}},
 		"output": map[string]any{"files": map[string]any{"value": "${module.node.files}", "sensitive": true}},
 	})

@@ -24,7 +24,7 @@ func BenchmarkInterceptor(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			n := &native{cfg: NativeConfig{Service: "account"}}
-			p, err := newPolicy(intentions, false)
+			p, err := newPolicy(intentions)
 			require.NoError(b, err)
 			n.policy.Store(p)
 			id := Identity{TrustDomain: testDomain, Datacenter: "dc1", Service: "gateway"}

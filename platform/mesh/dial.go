@@ -25,8 +25,8 @@ import (
 const RoundRobinConfig = `"loadBalancingConfig": [{"round_robin": {}}]`
 
 // DialSettings say how connections inside the mesh are made and how a dead one
-// is noticed. Both ends have to agree: use the same settings for NewClient
-// (NativeConfig.Settings) and for the server (ServerOptions).
+// is noticed. Both ends have to agree: NewClient uses DefaultDialSettings, and so
+// does a server with their ServerOptions.
 type DialSettings struct {
 	// ConnectTimeout is the time one attempt has, TCP and TLS together. A
 	// machine that vanished costs this much before the next one is tried.
@@ -99,24 +99,6 @@ const (
 	connectionWindow = 4 << 20
 )
 
-// orDefault fills what is zero.
-func (s DialSettings) orDefault() DialSettings {
-	d := DefaultDialSettings()
-	for _, f := range []struct {
-		value    *time.Duration
-		fallback time.Duration
-	}{
-		{&s.ConnectTimeout, d.ConnectTimeout}, {&s.FirstRetry, d.FirstRetry}, {&s.LastRetry, d.LastRetry},
-		{&s.ClientPing, d.ClientPing}, {&s.ServerPing, d.ServerPing},
-		{&s.PingTimeout, d.PingTimeout}, {&s.MinPing, d.MinPing},
-	} {
-		if *f.value == 0 {
-			*f.value = f.fallback
-		}
-	}
-	return s
-}
-
 // keepAlive makes the kernel notice a dead peer of a plain connection in the
 // same time in which gRPC's pings would.
 func (s DialSettings) keepAlive() net.KeepAliveConfig {
@@ -124,9 +106,9 @@ func (s DialSettings) keepAlive() net.KeepAliveConfig {
 }
 
 // newClient makes a gRPC client; the caller's options come last and so win.
-func (s DialSettings) newClient(target string, creds credentials.TransportCredentials, own, callers []grpc.DialOption) (*grpc.ClientConn, error) {
+func newClient(target string, creds credentials.TransportCredentials, own, callers []grpc.DialOption) (*grpc.ClientConn, error) {
 	// Instances are peers on our own networks: HTTPS_PROXY is not for them.
-	opts := append(s.DialOptions(), grpc.WithTransportCredentials(creds), grpc.WithNoProxy())
+	opts := append(DefaultDialSettings().DialOptions(), grpc.WithTransportCredentials(creds), grpc.WithNoProxy())
 	opts = append(opts, own...)
 	opts = append(opts, callers...)
 	conn, err := grpc.NewClient(target, opts...)
@@ -144,9 +126,8 @@ func consulTarget(service, parameters string) string {
 // instances knows where the services are that plain connections go to. A
 // service is watched from its first dial on, until close.
 type instances struct {
-	watcher  discovery.Watcher
-	query    discovery.Query // with everything but the service's name
-	settings DialSettings
+	watcher discovery.Watcher
+	query   discovery.Query // with everything but the service's name
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -166,10 +147,10 @@ type placement struct {
 	changed chan struct{} // closed at the next update
 }
 
-func newInstances(ctx context.Context, watcher discovery.Watcher, query discovery.Query, settings DialSettings) *instances {
+func newInstances(ctx context.Context, watcher discovery.Watcher, query discovery.Query) *instances {
 	ctx, cancel := context.WithCancel(ctx)
 	return &instances{
-		watcher: watcher, query: query, settings: settings,
+		watcher: watcher, query: query,
 		ctx: ctx, cancel: cancel,
 		services: make(map[string]*placement),
 	}
@@ -243,13 +224,13 @@ func (in *instances) dial(ctx context.Context, service string, connect func(ctx 
 		first := p.next.Add(1) - 1
 		for i := range list {
 			instance := list[(first+uint64(i))%uint64(len(list))]
-			conn, err := in.attempt(ctx, instance.Address, connect)
+			conn, err := attempt(ctx, instance.Address, connect)
 			if err == nil {
 				return conn, nil
 			}
 			last = fmt.Errorf("connect to %s: %w", instance.Address, err)
 		}
-		if !waitOr(ctx, changed, in.pauseAfter(round)) {
+		if !waitOr(ctx, changed, pauseAfter(round)) {
 			return nil, unreachable(service, fmt.Errorf("%w; the last failure was: %w", context.Cause(ctx), last))
 		}
 	}
@@ -265,20 +246,21 @@ func withLimit(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, dialLimit)
 }
 
-func (in *instances) attempt(ctx context.Context, address string, connect func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
+func attempt(ctx context.Context, address string, connect func(context.Context, string) (net.Conn, error)) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, in.settings.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, DefaultDialSettings().ConnectTimeout)
 	defer cancel()
 	return connect(ctx, address)
 }
 
-func (in *instances) pauseAfter(round int) time.Duration {
+func pauseAfter(round int) time.Duration {
+	s := DefaultDialSettings()
 	if round > 8 {
-		return in.settings.LastRetry
+		return s.LastRetry
 	}
-	return min(in.settings.FirstRetry<<(round-1), in.settings.LastRetry)
+	return min(s.FirstRetry<<(round-1), s.LastRetry)
 }
 
 // waitOr waits for a change or for d and reports whether ctx is still alive.

@@ -24,7 +24,7 @@ func TestExpiry(t *testing.T) {
 	own := ours.leaf("account", nil)
 	n.certs.leaf.Store(own)
 	n.certs.trust.Store(ours.trust())
-	p, err := newPolicy(nil, false)
+	p, err := newPolicy(nil)
 	require.NoError(t, err)
 	n.policy.Store(p)
 

@@ -21,11 +21,10 @@ const grpcHTTPMethod = "POST"
 // The rules are Consul's: the highest precedence whose source is the caller
 // decides alone (a rule for the caller's name before one for "*"). It allows,
 // denies, or lists permissions, of which the first that matches the call
-// decides. Where nothing matches, the ACL default does.
+// decides. What nothing matches is refused: Consul's ACL default policy, which a
+// service's token may not read, has to be deny.
 type policy struct {
-	rules     []rule // highest precedence first
-	otherwise bool   // the ACL default: whether to allow what no rule decides
-	unmatched *rule  // stands for "no rule has this source"
+	rules []rule // highest precedence first
 }
 
 type rule struct {
@@ -61,8 +60,8 @@ type headerCondition struct {
 // newPolicy compiles intentions as Connect().IntentionMatch returns them. The
 // error names permissions that cannot be checked; the policy is usable then too
 // and errs on the side of refusing. Requirements on JWTs are such permissions.
-func newPolicy(intentions []*consulapi.Intention, defaultAllow bool) (*policy, error) {
-	p := &policy{otherwise: defaultAllow, unmatched: &rule{action: actionOf(defaultAllow)}}
+func newPolicy(intentions []*consulapi.Intention) (*policy, error) {
+	p := &policy{}
 	sorted := slices.Clone(intentions)
 	slices.SortStableFunc(sorted, func(a, b *consulapi.Intention) int { return b.Precedence - a.Precedence })
 	var problems []string
@@ -72,7 +71,10 @@ func newPolicy(intentions []*consulapi.Intention, defaultAllow bool) (*policy, e
 		if in.SourcePeer != "" || in.SourceSamenessGroup != "" || (in.SourceType != "" && in.SourceType != consulapi.IntentionSourceConsul) {
 			continue
 		}
-		r := rule{source: in.SourceName, action: actionOf(in.Action == consulapi.IntentionActionAllow)}
+		r := rule{source: in.SourceName}
+		if in.Action == consulapi.IntentionActionAllow {
+			r.action = allow
+		}
 		if len(in.Permissions) > 0 {
 			r.action = byPermission
 			for i, from := range in.Permissions {
@@ -89,13 +91,6 @@ func newPolicy(intentions []*consulapi.Intention, defaultAllow bool) (*policy, e
 		return p, fmt.Errorf("cannot be checked and refuse instead: %s", strings.Join(problems, "; "))
 	}
 	return p, nil
-}
-
-func actionOf(allowed bool) action {
-	if allowed {
-		return allow
-	}
-	return deny
 }
 
 // newPermission compiles one permission. With an error it returns one that
@@ -178,7 +173,7 @@ func (p *policy) ruleFor(source string) *rule {
 			return &p.rules[i]
 		}
 	}
-	return p.unmatched
+	return &rule{action: deny}
 }
 
 // allowsCall decides about a gRPC call: its full method is the path, the
@@ -192,7 +187,7 @@ func (p *policy) allowsCall(ctx context.Context, r *rule, fullMethod string) boo
 			return r.permissions[i].allow
 		}
 	}
-	return p.otherwise
+	return false
 }
 
 // allowsConnection decides about a connection of bytes, which no permission on

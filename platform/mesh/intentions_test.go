@@ -40,27 +40,25 @@ func TestPolicy(t *testing.T) {
 	}
 	type list = []*consulapi.Intention
 	for name, c := range map[string]struct {
-		intentions   list
-		defaultAllow bool
-		metadata     []string
-		call         bool // whether gateway may call method
-		connection   bool // whether gateway may open a byte connection
-		problem      bool
+		intentions list
+		metadata   []string
+		call       bool // whether gateway may call method
+		connection bool // whether gateway may open a byte connection
+		problem    bool
 	}{
-		"NoneDefaultDeny":     {},
-		"NoneDefaultAllow":    {defaultAllow: true, call: true, connection: true},
+		"None":                {},
 		"Exact":               {intentions: list{l4("gateway", 9, allowed)}, call: true, connection: true},
-		"ExactDeny":           {intentions: list{l4("gateway", 9, refused)}, defaultAllow: true},
+		"ExactDeny":           {intentions: list{l4("gateway", 9, refused), l4("*", 5, allowed)}},
 		"OtherSource":         {intentions: list{l4("echo", 9, allowed)}},
 		"SourcePrefixIsOther": {intentions: list{l4("gate", 9, allowed), l4("gateway2", 9, allowed)}},
 		"Wildcard":            {intentions: list{l4("*", 8, allowed)}, call: true, connection: true},
-		"WildcardDeny":        {intentions: list{l4("*", 8, refused)}, defaultAllow: true},
+		"WildcardDeny":        {intentions: list{l4("*", 8, refused), l4("*", 5, allowed)}},
 		"ExactBeforeWildcard": {intentions: list{l4("*", 8, allowed), l4("gateway", 9, refused)}},
 		"ExactSourceOfEveryDestinationAfterWildcardOfThis": {
 			intentions: list{l4("gateway", 6, allowed), l4("*", 8, refused)},
 		},
 		"WildcardToWildcardLast": {intentions: list{l4("*", 5, refused), l4("gateway", 6, allowed)}, call: true, connection: true},
-		"NoAction":               {intentions: list{l4("gateway", 9, "")}, defaultAllow: true},
+		"NoAction":               {intentions: list{l4("gateway", 9, ""), l4("*", 5, allowed)}},
 		"PeerOfAnotherClusterIsNotOurs": {
 			intentions: list{{SourceName: "gateway", SourcePeer: "east", Action: allowed, Precedence: 9}},
 		},
@@ -104,33 +102,34 @@ func TestPolicy(t *testing.T) {
 		"NoPermissionMatchesIsTheDefaultAndNotTheNextIntention": {
 			intentions: list{path(consulapi.IntentionHTTPPermission{PathExact: "/other"}), l4("*", 8, allowed)},
 		},
-		"NoPermissionMatchesDefaultAllow": {
-			intentions:   list{path(consulapi.IntentionHTTPPermission{PathExact: "/other"})},
-			defaultAllow: true, call: true,
-		},
 
-		"HeaderPresent":              {intentions: list{header(headerPermission{Present: true})}, metadata: []string{"x-tenant", "a"}, call: true},
-		"HeaderPresentAbsent":        {intentions: list{header(headerPermission{Present: true})}},
-		"HeaderPresentInverted":      {intentions: list{header(headerPermission{Present: true, Invert: true})}, call: true},
-		"HeaderExact":                {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "acme"}, call: true},
-		"HeaderExactOther":           {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "acme2"}},
-		"HeaderExactCase":            {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "ACME"}},
-		"HeaderExactIgnoreCase":      {intentions: list{header(headerPermission{Exact: "Acme", IgnoreCase: true})}, metadata: []string{"x-tenant", "aCME"}, call: true},
-		"HeaderExactInverted":        {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}, metadata: []string{"x-tenant", "other"}, call: true},
-		"HeaderExactInvertedEqual":   {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}, metadata: []string{"x-tenant", "acme"}},
-		"HeaderValueInvertedAbsent":  {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}},
-		"HeaderSeveralValuesJoined":  {intentions: list{header(headerPermission{Exact: "a,b"})}, metadata: []string{"x-tenant", "a", "x-tenant", "b"}, call: true},
-		"HeaderPrefix":               {intentions: list{header(headerPermission{Prefix: "ac"})}, metadata: []string{"x-tenant", "acme"}, call: true},
-		"HeaderPrefixOther":          {intentions: list{header(headerPermission{Prefix: "me"})}, metadata: []string{"x-tenant", "acme"}},
-		"HeaderSuffix":               {intentions: list{header(headerPermission{Suffix: "me"})}, metadata: []string{"x-tenant", "acme"}, call: true},
-		"HeaderSuffixOther":          {intentions: list{header(headerPermission{Suffix: "ac"})}, metadata: []string{"x-tenant", "acme"}},
-		"HeaderContains":             {intentions: list{header(headerPermission{Contains: "CM", IgnoreCase: true})}, metadata: []string{"x-tenant", "acme"}, call: true},
-		"HeaderContainsOther":        {intentions: list{header(headerPermission{Contains: "CM"})}, metadata: []string{"x-tenant", "acme"}},
-		"HeaderRegex":                {intentions: list{header(headerPermission{Regex: "a[a-z]+"})}, metadata: []string{"x-tenant", "acme"}, call: true},
-		"HeaderRegexMatchesAll":      {intentions: list{header(headerPermission{Regex: "[a-c]+"})}, metadata: []string{"x-tenant", "acme"}},
-		"HeaderConditionOfNothing":   {intentions: list{header(headerPermission{})}, metadata: []string{"x-tenant", "acme"}, problem: true},
-		"BrokenRegexAllowsNothing":   {intentions: list{path(consulapi.IntentionHTTPPermission{PathRegex: "("})}, problem: true},
-		"BrokenRegexDeniesAll":       {intentions: list{l7("gateway", 9, permit(refused, consulapi.IntentionHTTPPermission{PathRegex: "("}))}, defaultAllow: true, problem: true},
+		"HeaderPresent":             {intentions: list{header(headerPermission{Present: true})}, metadata: []string{"x-tenant", "a"}, call: true},
+		"HeaderPresentAbsent":       {intentions: list{header(headerPermission{Present: true})}},
+		"HeaderPresentInverted":     {intentions: list{header(headerPermission{Present: true, Invert: true})}, call: true},
+		"HeaderExact":               {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "acme"}, call: true},
+		"HeaderExactOther":          {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "acme2"}},
+		"HeaderExactCase":           {intentions: list{header(headerPermission{Exact: "acme"})}, metadata: []string{"x-tenant", "ACME"}},
+		"HeaderExactIgnoreCase":     {intentions: list{header(headerPermission{Exact: "Acme", IgnoreCase: true})}, metadata: []string{"x-tenant", "aCME"}, call: true},
+		"HeaderExactInverted":       {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}, metadata: []string{"x-tenant", "other"}, call: true},
+		"HeaderExactInvertedEqual":  {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}, metadata: []string{"x-tenant", "acme"}},
+		"HeaderValueInvertedAbsent": {intentions: list{header(headerPermission{Exact: "acme", Invert: true})}},
+		"HeaderSeveralValuesJoined": {intentions: list{header(headerPermission{Exact: "a,b"})}, metadata: []string{"x-tenant", "a", "x-tenant", "b"}, call: true},
+		"HeaderPrefix":              {intentions: list{header(headerPermission{Prefix: "ac"})}, metadata: []string{"x-tenant", "acme"}, call: true},
+		"HeaderPrefixOther":         {intentions: list{header(headerPermission{Prefix: "me"})}, metadata: []string{"x-tenant", "acme"}},
+		"HeaderSuffix":              {intentions: list{header(headerPermission{Suffix: "me"})}, metadata: []string{"x-tenant", "acme"}, call: true},
+		"HeaderSuffixOther":         {intentions: list{header(headerPermission{Suffix: "ac"})}, metadata: []string{"x-tenant", "acme"}},
+		"HeaderContains":            {intentions: list{header(headerPermission{Contains: "CM", IgnoreCase: true})}, metadata: []string{"x-tenant", "acme"}, call: true},
+		"HeaderContainsOther":       {intentions: list{header(headerPermission{Contains: "CM"})}, metadata: []string{"x-tenant", "acme"}},
+		"HeaderRegex":               {intentions: list{header(headerPermission{Regex: "a[a-z]+"})}, metadata: []string{"x-tenant", "acme"}, call: true},
+		"HeaderRegexMatchesAll":     {intentions: list{header(headerPermission{Regex: "[a-c]+"})}, metadata: []string{"x-tenant", "acme"}},
+		"HeaderConditionOfNothing":  {intentions: list{header(headerPermission{})}, metadata: []string{"x-tenant", "acme"}, problem: true},
+		"BrokenRegexAllowsNothing":  {intentions: list{path(consulapi.IntentionHTTPPermission{PathRegex: "("})}, problem: true},
+		"BrokenRegexDeniesAll": {
+			intentions: list{l7("gateway", 9,
+				permit(refused, consulapi.IntentionHTTPPermission{PathRegex: "("}),
+				permit(allowed, consulapi.IntentionHTTPPermission{PathPrefix: "/"}))},
+			problem: true,
+		},
 		"PermissionWithoutConditons": {intentions: list{l7("gateway", 9, &consulapi.IntentionPermission{Action: allowed})}, call: true},
 		"JWTAllowsNothing": {
 			intentions: list{l7("gateway", 9, &consulapi.IntentionPermission{
@@ -140,7 +139,7 @@ func TestPolicy(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := newPolicy(c.intentions, c.defaultAllow)
+			p, err := newPolicy(c.intentions)
 			require.Equal(t, c.problem, err != nil, "%v", err)
 			ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(c.metadata...))
 			r := p.ruleFor("gateway")
@@ -152,9 +151,9 @@ func TestPolicy(t *testing.T) {
 
 // TestPeerRule: the rule is looked up again for a new version of the policy.
 func TestPeerRule(t *testing.T) {
-	before, err := newPolicy([]*consulapi.Intention{l4("gateway", 9, allowed)}, false)
+	before, err := newPolicy([]*consulapi.Intention{l4("gateway", 9, allowed)})
 	require.NoError(t, err)
-	after, err := newPolicy(nil, false)
+	after, err := newPolicy(nil)
 	require.NoError(t, err)
 	p := &peerInfo{identity: Identity{Service: "gateway"}}
 	require.Equal(t, allow, p.rule(before).action)

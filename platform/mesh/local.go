@@ -13,7 +13,6 @@ import (
 // local is a mesh that others do the work of, or nobody: plaintext on loopback,
 // interceptors that let everything pass.
 type local struct {
-	settings DialSettings
 	// target is what gRPC dials for a service.
 	target func(service string) (string, []grpc.DialOption, error)
 	dial   func(ctx context.Context, service string) (net.Conn, error)
@@ -41,7 +40,7 @@ func (l *local) NewClient(service string, opts ...grpc.DialOption) (*grpc.Client
 	if err != nil {
 		return nil, fmt.Errorf("mesh: make a client for %s: %w", service, err)
 	}
-	return l.settings.newClient(target, loopbackCredentials{insecure.NewCredentials()}, own, opts)
+	return newClient(target, loopbackCredentials{insecure.NewCredentials()}, own, opts)
 }
 
 func (l *local) DialContext(ctx context.Context, service string) (net.Conn, error) {
@@ -61,7 +60,7 @@ func (l *local) connect(ctx context.Context, address string) (net.Conn, error) {
 	if err := checkLoopbackAddress(address); err != nil {
 		return nil, err
 	}
-	dialer := net.Dialer{KeepAliveConfig: l.settings.keepAlive()}
+	dialer := net.Dialer{KeepAliveConfig: DefaultDialSettings().keepAlive()}
 	return dialer.DialContext(ctx, "tcp", address)
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/discovery"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 )
 
 // NativeConfig is what Native needs.
@@ -38,13 +39,6 @@ type NativeConfig struct {
 	// Watcher finds instances for plain connections; without it DialContext is
 	// an error.
 	Watcher discovery.Watcher
-	// DefaultAllow is what applies to a caller that no intention names: it has
-	// to be Consul's ACL default policy, which a service's token may not read.
-	// The default is deny.
-	DefaultAllow bool
-	// Settings are for connections; what is zero is taken from
-	// DefaultDialSettings.
-	Settings DialSettings
 	// Now is the clock that certificates are judged by; time.Now by default.
 	Now func() time.Time
 }
@@ -100,7 +94,6 @@ func Native(ctx context.Context, cfg NativeConfig) (Mesh, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	cfg.Settings = cfg.Settings.orDefault()
 	ctx, cancel := context.WithCancel(ctx)
 	n := &native{
 		cfg:      cfg,
@@ -113,7 +106,7 @@ func Native(ctx context.Context, cfg NativeConfig) (Mesh, error) {
 	n.targets = newInstances(ctx, cfg.Watcher, discovery.Query{
 		Tags:    []string{discovery.EnvironmentTag(cfg.Environment)},
 		Connect: true,
-	}, cfg.Settings)
+	})
 
 	n.running.Go(func() { follow(ctx, n.log, watchLeaf, n.askLeaf, n.applyLeaf, n.reporter(watchLeaf)) })
 	n.running.Go(func() {
@@ -159,7 +152,7 @@ func (n *native) askIntentions(opts *consulapi.QueryOptions) ([]*consulapi.Inten
 }
 
 func (n *native) applyIntentions(list []*consulapi.Intention) error {
-	p, err := newPolicy(list, n.cfg.DefaultAllow)
+	p, err := newPolicy(list)
 	if err != nil {
 		n.log.Error("intentions refuse more than they say", "error", err)
 	}
@@ -268,16 +261,16 @@ func (n *native) Close() error {
 }
 
 func (n *native) ServerCredentials() credentials.TransportCredentials {
-	return &meshCredentials{credentials.NewTLS(n.certs.serverConfig())}
+	return &meshCredentials{credentials.NewTLS(n.certs.serverConfig()), &handshakes{}}
 }
 
 func (n *native) NewClient(service string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	if n.cfg.Resolver == nil {
 		return nil, fmt.Errorf("mesh: make a client for %s: NativeConfig.Resolver is missing", service)
 	}
-	creds := &meshCredentials{credentials.NewTLS(n.certs.clientConfig(service))}
+	creds := &meshCredentials{credentials.NewTLS(n.certs.clientConfig(service)), nil}
 	own := []grpc.DialOption{grpc.WithResolvers(n.cfg.Resolver)}
-	return n.cfg.Settings.newClient(consulTarget(service, ""), creds, own, opts)
+	return newClient(consulTarget(service, ""), creds, own, opts)
 }
 
 func (n *native) DialContext(ctx context.Context, service string) (net.Conn, error) {
@@ -323,12 +316,11 @@ func (n *native) StreamServerInterceptor() grpc.StreamServerInterceptor {
 		if refused != nil {
 			return refused
 		}
-		s := &stream{ServerStream: inner}
-		s.ctx, s.cancel = context.WithCancelCause(who.context(inner.Context()))
-		defer s.cancel(nil)
+		s := grpcfault.NewStream(who.context(inner.Context()), inner)
+		defer s.Close()
 		one := &session{
 			allowed: func(p *policy) bool { return p.allowsCall(inner.Context(), who.rule(p), info.FullMethod) },
-			end:     func() { s.end(denied(who.identity.Service, n.cfg.Service)) },
+			end:     func() { s.End(denied(who.identity.Service, n.cfg.Service), "") },
 		}
 		n.sessions.add(one)
 		defer n.sessions.remove(one)
@@ -336,10 +328,6 @@ func (n *native) StreamServerInterceptor() grpc.StreamServerInterceptor {
 		if p := n.policy.Load(); p != admittedBy && !one.allowed(p) {
 			return denied(who.identity.Service, n.cfg.Service)
 		}
-		err := handler(srv, s)
-		if why := s.denied.Load(); why != nil {
-			return why
-		}
-		return err
+		return s.Result(handler(srv, s))
 	}
 }

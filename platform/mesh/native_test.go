@@ -9,7 +9,10 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
+	"net"
 	"net/url"
+	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -203,6 +206,42 @@ func TestNative(t *testing.T) {
 			require.Equal(t, codes.Unavailable, status.Code(err), name)
 			conn.Close()
 		}
+	})
+
+	t.Run("HalfOpenHandshakes", func(t *testing.T) {
+		p := newPair(t, agent, consul)
+		intend(t, consul, "echo", source("gateway", allow))
+		becomes(t, p.client, codes.OK)
+		before := runtime.NumGoroutine()
+		// More than there may be handshakes at once, none of which says a word.
+		began := time.Now()
+		var silent []net.Conn
+		for range 600 {
+			conn, err := net.Dial("tcp", p.address)
+			require.NoError(t, err)
+			defer conn.Close()
+			silent = append(silent, conn)
+		}
+		newcomer := client(t, p.member(t, consul, "gateway"), "echo")
+		asked := time.Now()
+		_, err := newcomer.Echo(deadline(t, 5*time.Second), &echov1.EchoRequest{}, grpc.WaitForReady(true))
+		require.NoError(t, err)
+		require.Equal(t, codes.OK, call(t, p.client))
+		t.Logf("served after %s with 600 half-open peers", time.Since(asked).Round(time.Millisecond))
+		for i, conn := range silent {
+			// The first had to make room, the others have the 5 s of a handshake.
+			within := time.Now().Add(10 * time.Second)
+			if i < 300 {
+				within = time.Now().Add(time.Second)
+			}
+			require.NoError(t, conn.SetReadDeadline(within))
+			_, err := conn.Read(make([]byte, 1))
+			require.Error(t, err)
+			require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "connection %d is still open after %s", i, time.Since(began))
+		}
+		t.Logf("all were closed after %s", time.Since(began).Round(time.Millisecond))
+		require.Eventually(t, func() bool { return runtime.NumGoroutine() < before+50 }, 5*time.Second, 10*time.Millisecond,
+			"their goroutines are left")
 	})
 
 	t.Run("Wildcards", func(t *testing.T) {

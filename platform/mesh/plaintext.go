@@ -24,9 +24,6 @@ type PlaintextConfig struct {
 	// Watcher finds instances for DialContext, in Environment.
 	Watcher     discovery.Watcher
 	Environment string
-	// Settings are for connections; what is zero is taken from
-	// DefaultDialSettings.
-	Settings DialSettings
 }
 
 // Plaintext is no mesh at all, for tests and benches: nobody is proved, anybody
@@ -41,11 +38,11 @@ func Plaintext(cfg PlaintextConfig) (Mesh, error) {
 			static[service] = append(static[service], discovery.Instance{ID: address, Address: address})
 		}
 	}
-	l := &local{settings: cfg.Settings.orDefault()}
+	l := &local{}
 	watcher := staticWatcher{static: static, other: cfg.Watcher}
 	targets := newInstances(context.Background(), watcher, discovery.Query{
 		Tags: []string{discovery.EnvironmentTag(cfg.Environment)},
-	}, l.settings)
+	})
 	l.close = targets.close
 	l.target = func(service string) (string, []grpc.DialOption, error) {
 		if list, ok := static[service]; ok {

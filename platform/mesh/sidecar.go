@@ -14,9 +14,6 @@ import (
 type SidecarConfig struct {
 	// LookupEnv finds NOMAD_UPSTREAM_ADDR_*; os.LookupEnv by default.
 	LookupEnv func(string) (string, bool)
-	// Settings are for connections; what is zero is taken from
-	// DefaultDialSettings.
-	Settings DialSettings
 }
 
 // Sidecar is the mesh of a process with an Envoy beside it: Envoy holds the
@@ -28,7 +25,7 @@ func Sidecar(cfg SidecarConfig) (Mesh, error) {
 	if cfg.LookupEnv == nil {
 		cfg.LookupEnv = os.LookupEnv
 	}
-	l := &local{settings: cfg.Settings.orDefault(), close: func() {}}
+	l := &local{close: func() {}}
 	upstream := func(service string) (string, error) {
 		name := UpstreamVariable(service)
 		address, ok := cfg.LookupEnv(name)

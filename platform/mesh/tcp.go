@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,14 +10,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
-)
-
-const (
-	// handshakeTimeout is what a peer has to prove itself in.
-	handshakeTimeout = 5 * time.Second
-	// maxHandshakes bounds the handshakes under way on one listener. One more
-	// pushes out the oldest, which is the likeliest to be stuck.
-	maxHandshakes = 256
 )
 
 // peerConn is a mesh connection of bytes: TLS with CloseWrite for half-close.
@@ -52,7 +43,7 @@ func newPeerConn(conn *tls.Conn) (*peerConn, error) {
 
 // connect opens a plain connection to one instance and proves that it is one.
 func (n *native) connect(ctx context.Context, service, address string) (net.Conn, error) {
-	dialer := net.Dialer{KeepAliveConfig: n.cfg.Settings.keepAlive()}
+	dialer := net.Dialer{KeepAliveConfig: DefaultDialSettings().keepAlive()}
 	raw, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
@@ -80,7 +71,6 @@ func (n *native) Listener(inner net.Listener) net.Listener {
 		config:   n.certs.streamConfig(),
 		accepted: make(chan net.Conn),
 		done:     make(chan struct{}),
-		pending:  list.New(),
 	}
 	l.running.Go(l.run)
 	return l
@@ -97,8 +87,7 @@ type listener struct {
 	failure error // why inner failed; set before done is closed
 	running sync.WaitGroup
 
-	mu      sync.Mutex
-	pending *list.List // of net.Conn, oldest first
+	handshakes handshakes
 }
 
 // Accept returns the next connection whose peer is authenticated and allowed.
@@ -123,11 +112,7 @@ func (l *listener) stop(why error) {
 	l.end.Do(func() {
 		l.failure = why
 		close(l.done)
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for e := l.pending.Front(); e != nil; e = e.Next() {
-			e.Value.(net.Conn).Close()
-		}
+		l.handshakes.close()
 	})
 }
 
@@ -151,13 +136,9 @@ func (l *listener) run() {
 			return
 		}
 		failures = 0
-		entry, ok := l.enter(raw)
-		if !ok {
-			raw.Close()
-			continue
-		}
+		leave := l.handshakes.enter(raw)
 		l.running.Go(func() {
-			defer l.leave(entry)
+			defer leave()
 			l.admit(ctx, raw)
 		})
 	}
@@ -172,34 +153,11 @@ func (l *listener) pause(d time.Duration) {
 	}
 }
 
-// enter notes a connection whose handshake begins.
-func (l *listener) enter(raw net.Conn) (*list.Element, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	select {
-	case <-l.done:
-		return nil, false
-	default:
-	}
-	if l.pending.Len() >= maxHandshakes {
-		oldest := l.pending.Front()
-		l.pending.Remove(oldest)
-		oldest.Value.(net.Conn).Close()
-	}
-	return l.pending.PushBack(raw), true
-}
-
-func (l *listener) leave(entry *list.Element) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.pending.Remove(entry)
-}
-
 // admit proves and checks the peer and hands the connection to Accept.
 func (l *listener) admit(ctx context.Context, raw net.Conn) {
 	if tcp, ok := raw.(*net.TCPConn); ok {
 		// Only makes dead peers known sooner: go on without.
-		_ = tcp.SetKeepAliveConfig(l.mesh.cfg.Settings.keepAlive())
+		_ = tcp.SetKeepAliveConfig(DefaultDialSettings().keepAlive())
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()

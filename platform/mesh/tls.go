@@ -221,9 +221,12 @@ func (p *peerInfo) rule(of *policy) *rule {
 // carries the peer's identity.
 type meshCredentials struct {
 	credentials.TransportCredentials
+	// handshakes are a server's.
+	handshakes *handshakes
 }
 
 func (c *meshCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	defer c.handshakes.enter(raw)()
 	return identified(c.TransportCredentials.ServerHandshake(raw))
 }
 
@@ -232,7 +235,7 @@ func (c *meshCredentials) ClientHandshake(ctx context.Context, authority string,
 }
 
 func (c *meshCredentials) Clone() credentials.TransportCredentials {
-	return &meshCredentials{c.TransportCredentials.Clone()}
+	return &meshCredentials{c.TransportCredentials.Clone(), c.handshakes}
 }
 
 func identified(conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {

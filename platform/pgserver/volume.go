@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // What the volume holds.
@@ -50,34 +50,14 @@ func (v volume) command(program string, args ...string) *exec.Cmd {
 // by Postgres and its children, so that it lasts as long as any of them does,
 // even when the process that took it was killed.
 func takeLock(ctx context.Context, path string, log hclog.Logger) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening the data folder's lock: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for told := false; ; {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		if !told {
-			log.Info("another Postgres still uses the data folder; waiting for it to end", "lock", path)
-			told = true
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("another Postgres still uses the data folder (lock %s): %w", path, ctx.Err())
-		}
+	const held = "another Postgres still uses the data folder"
+	lock, err := files.Lock(ctx, path, func() { log.Info(held+"; waiting for it to end", "lock", path) })
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%s: %w", held, err)
 	}
+	return lock, err
 }
 
 // prepare leaves a data folder of the right version that belongs to the right

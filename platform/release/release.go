@@ -11,13 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/tools"
@@ -91,19 +90,12 @@ func Build(ctx context.Context, names ...string) (map[string]Binary, error) {
 		return nil, err
 	}
 	if len(names) == 0 {
-		for name := range all {
-			names = append(names, name)
-		}
+		names = slices.Collect(maps.Keys(all))
 	}
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
 	for _, name := range names {
 		if all[name] == "" {
-			known := make([]string, 0, len(all))
-			for n := range all {
-				known = append(known, n)
-			}
-			sort.Strings(known)
-			return nil, fmt.Errorf("no program is called %q: there are %s", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("no program is called %q: there are %s", name, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
 		}
 	}
 	if err := os.MkdirAll(Folder(root), 0o755); err != nil {
@@ -135,16 +127,14 @@ func Build(ctx context.Context, names ...string) (map[string]Binary, error) {
 func compile(ctx context.Context, root, pkg, out string) error {
 	gobin, err := exec.LookPath("go")
 	if err != nil {
-		return fmt.Errorf("build %s: go is not on PATH", pkg)
+		return fmt.Errorf("build %s: go is not on PATH: install Go 1.26", pkg)
 	}
 	cmd := exec.CommandContext(ctx, gobin, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, "./"+pkg)
 	cmd.Dir = root
 	cmd.Env = tools.GoEnv("CGO_ENABLED=0", "GOFLAGS=", "GOWORK="+filepath.Join(root, "go.work"))
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
+	tools.Group(cmd)
 	switch err := cmd.Run(); {
 	case err == nil:
 		return nil

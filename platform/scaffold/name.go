@@ -152,7 +152,7 @@ func (s Service) free(root string) error {
 		taken = append(taken, fmt.Sprintf("%s has a route at /v1/%s (another --resource has another)", route, plural(s.Resource)))
 	}
 	if len(taken) > 0 {
-		return fmt.Errorf("there is something called %s already; nothing was changed:\n  %s", s.Name, strings.Join(taken, "\n  "))
+		return fmt.Errorf("there is something called %s already; nothing was changed. Choose another name, or take out what was made before with --remove:\n  %s", s.Name, strings.Join(taken, "\n  "))
 	}
 	return nil
 }

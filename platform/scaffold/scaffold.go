@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 //go:embed templates
@@ -216,14 +218,7 @@ func replace(file string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	temp := file + ".new"
-	if err := os.WriteFile(temp, content, info.Mode().Perm()); err != nil {
-		return errors.Join(err, gone(os.Remove(temp)))
-	}
-	if err := os.Rename(temp, file); err != nil {
-		return errors.Join(err, gone(os.Remove(temp)))
-	}
-	return nil
+	return files.Replace(file, content, info.Mode().Perm())
 }
 
 // makeFolders makes a folder and those above it, and returns the new ones, the

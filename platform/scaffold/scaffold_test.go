@@ -1,7 +1,7 @@
 package scaffold
 
 import (
-	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hashicorp/hcl/v2"
-	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/edges"
@@ -162,7 +160,7 @@ func TestCreateUndone(t *testing.T) {
 	root := checkout(t)
 	before := contents(t, root)
 	// The last file to be changed cannot be replaced: a folder is in the way.
-	blocked := filepath.Join(root, servicesFile+".new")
+	blocked := filepath.Join(root, fmt.Sprintf("%s.%d.new", servicesFile, os.Getpid()))
 	require.NoError(t, os.Mkdir(blocked, 0o755))
 	add(t, filepath.Join(blocked, "full"), "x")
 	_, err := Create(root, Service{Name: "venue"})
@@ -240,32 +238,65 @@ func TestPlural(t *testing.T) {
 	}
 }
 
-// A new service's job has the settings that account's has, so that one file of
-// values serves both; but for those that only account needs.
-func TestJobHasTheSettingsOfOthers(t *testing.T) {
+// A new service's job is account's but for what only account needs, so that one
+// file of values serves both and what is learnt of one is done to both.
+func TestJobIsThatOfOthers(t *testing.T) {
 	root, err := tools.Root()
 	require.NoError(t, err)
 	text, err := os.ReadFile(filepath.Join(root, "nomad-jobs", "account.nomad.hcl"))
 	require.NoError(t, err)
-	files, err := Service{Name: "venue", Resource: "venue"}.render()
+	files, err := Service{Name: "account", Resource: "account"}.render()
 	require.NoError(t, err)
-	text = bytes.ReplaceAll(text, []byte("account"), []byte("venue"))
-	require.Equal(t, variables(t, text), variables(t, files["nomad-jobs/venue.nomad.hcl"]))
+	want := string(text)
+	for _, differs := range [][2]string{
+		{": who somebody is, and proof of it.\n", ".\n"},
+		{
+			"two secrets from the Nomad variable nomad/jobs/account, which\n# `marquee up` writes once: database_password and key_encryption_key.\n",
+			"database_password from the Nomad variable nomad/jobs/account, which\n# `marquee up` writes once.\n",
+		},
+		{"= \"How many instances run.\"\n  type        = number\n  default     = 3\n", "= \"How many instances run.\"\n  type        = number\n  default     = 2\n"},
+		{" Each concurrent password hash takes 19 MiB or more for its moment.\"\n  type        = number\n  default     = 256\n", "\"\n  type        = number\n  default     = 128\n"},
+		{"priority = 70\n", "priority = 60\n"},
+		{",\n          \"key_encryption_key_file\": \"{{ env \"NOMAD_SECRETS_DIR\" }}/key_encryption_key\"", ""},
+		{`
+      template {
+        destination = "secrets/key_encryption_key"
+        perms       = "0400"
+        uid         = local.owner_id
+        gid         = local.owner_id
+        data        = "{{ with nomadVar \"nomad/jobs/account\" }}{{ .key_encryption_key }}{{ end }}"
+      }
+`, ""},
+	} {
+		require.Equal(t, 1, strings.Count(want, differs[0]), "account's job has no longer %q", differs[0])
+		want = strings.Replace(want, differs[0], differs[1], 1)
+	}
+	require.Equal(t, want, string(files["nomad-jobs/account.nomad.hcl"]))
 }
 
-func variables(t *testing.T, job []byte) []string {
-	t.Helper()
-	parsed, diags := hclsyntax.ParseConfig(job, "job", hcl.InitialPos)
-	require.False(t, diags.HasErrors(), diags.Error())
-	body, ok := parsed.Body.(*hclsyntax.Body)
-	require.True(t, ok)
-	var names []string
-	for _, block := range body.Blocks {
-		if block.Type == "variable" {
-			names = append(names, block.Labels[0])
+// Somebody who was killed in the middle left a part: it is named, and removed by
+// the command that removes the whole.
+func TestHalfMade(t *testing.T) {
+	whole := checkout(t)
+	done, err := Create(whole, Service{Name: "venue", Resource: "seat"})
+	require.NoError(t, err)
+	files := slices.Concat(done.Made, done.Changed) // as they are written
+	for _, n := range []int{1, 2, len(done.Made) / 2, len(done.Made), len(done.Made) + 1, len(files) - 1} {
+		root := checkout(t)
+		before := contents(t, root)
+		for _, file := range files[:n] {
+			text, err := os.ReadFile(filepath.Join(whole, file))
+			require.NoError(t, err)
+			require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, file)), 0o755))
+			require.NoError(t, os.WriteFile(filepath.Join(root, file), text, 0o600))
 		}
+		half := contents(t, root)
+		_, err := Create(root, Service{Name: "venue", Resource: "seat"})
+		require.ErrorContains(t, err, "--remove", files[n-1])
+		require.ErrorContains(t, err, "nomad-jobs/venue.nomad.hcl exists")
+		require.Equal(t, half, contents(t, root))
+		_, err = Remove(root, "venue", false)
+		require.NoError(t, err, files[n-1])
+		require.Equal(t, before, contents(t, root), files[n-1])
 	}
-	require.NotEmpty(t, names)
-	slices.Sort(names)
-	return names
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	"github.com/marquee-ads/marquee/platform/mesh"
 	accessv1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 )
@@ -189,6 +190,15 @@ func (g *grpcServer) admit(ctx context.Context, c *call) (context.Context, error
 		}
 		return ctx, nil
 	}
+}
+
+// follow ends an admitted stream when its caller would not be let in any more: the
+// session ended, the API key was revoked, the roles changed, the token expired.
+func (g *grpcServer) follow(open *grpcfault.Stream, c *call) (leave func(), err error) {
+	if c.method.caller != accessv1.Caller_CALLER_ACCOUNT {
+		return func() {}, nil
+	}
+	return g.verifier.Follow(bearerToken(c), len(c.method.roles) > 0, func(why error) { open.End(why, c.requestID) })
 }
 
 // check refuses a message that breaks its rules, and one about an organisation in

@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 )
 
 // unary and stream are the way of every call through the harness, outermost
@@ -26,6 +28,7 @@ func (g *grpcServer) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	}
 	ctx, cancel := g.withDeadline(c)
 	defer cancel()
+	defer func() { c.over = ctx.Err() }()
 	return g.meshUnary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
 		ctx, err := g.admit(ctx, c)
 		if err != nil {
@@ -46,11 +49,19 @@ func (g *grpcServer) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 		defer g.endWithService(c)()
 	}
 	return g.meshStream(srv, &callStream{ServerStream: ss, ctx: c}, info, func(srv any, ss grpc.ServerStream) error {
-		ctx, err := g.admit(ss.Context(), c)
+		open := grpcfault.NewStream(ss.Context(), ss)
+		defer open.Close()
+		defer func() { c.over = open.Context().Err() }()
+		ctx, err := g.admit(open.Context(), c)
 		if err != nil {
 			return err
 		}
-		return handler(srv, &checkedStream{callStream{ServerStream: ss, ctx: ctx}, g, c.method})
+		leave, err := g.follow(open, c)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		return open.Result(handler(srv, &checkedStream{callStream{ServerStream: open, ctx: ctx}, g, c.method}))
 	})
 }
 
@@ -63,6 +74,9 @@ type call struct {
 	began     time.Time
 	// inner is the innermost context, which knows the peer and the caller.
 	inner context.Context
+	// over is what the method's context said when the method returned: our own
+	// cancelling, which follows, is nobody's leaving.
+	over error
 	// err is what the method returned, for the logs.
 	err error
 }

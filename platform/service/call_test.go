@@ -123,6 +123,11 @@ func TestErrors(t *testing.T) {
 				_, err := client.Echo(metadata.AppendToOutgoingContext(callCtx(t), "x-request-id", id), &echov1.EchoRequest{})
 				check(t, id, err)
 			})
+			t.Run("UnaryWithTheDefaultDeadline", func(t *testing.T) {
+				id := "default-" + test.name
+				_, err := client.Echo(metadata.AppendToOutgoingContext(t.Context(), "x-request-id", id), &echov1.EchoRequest{})
+				check(t, id, err)
+			})
 			t.Run("Stream", func(t *testing.T) {
 				id := "stream-" + test.name
 				stream, err := client.Repeat(metadata.AppendToOutgoingContext(callCtx(t), "x-request-id", id), &echov1.RepeatRequest{})
@@ -513,23 +518,6 @@ func TestMetrics(t *testing.T) {
 	_, metrics := r.get("/metrics")
 	require.Contains(t, metrics, `grpc_server_call_seconds_count{code="OK",method="/marquee.echo.v1.EchoService/Echo"} 3`)
 	require.NotContains(t, metrics, "made.up")
-}
-
-func TestExtraInterceptors(t *testing.T) {
-	var order []string
-	s := &stub{echo: func(ctx context.Context, _ *echov1.EchoRequest) (*echov1.EchoResponse, error) {
-		order = append(order, "method")
-		return &echov1.EchoResponse{}, nil
-	}}
-	r := start(t, plaintext(), service.GRPCOptions{Keys: auth.NoKeys{}, UnaryInterceptors: []grpc.UnaryServerInterceptor{
-		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-			order = append(order, "extra "+fmt.Sprint(service.RequestID(ctx) != ""))
-			return handler(ctx, req)
-		},
-	}}, echo(s))
-	_, err := r.client().Echo(callCtx(t), &echov1.EchoRequest{})
-	require.NoError(t, err)
-	require.Equal(t, []string{"extra true", "method"}, order)
 }
 
 func TestNewRequestID(t *testing.T) {

@@ -41,9 +41,9 @@ func (g *grpcServer) answer(c *call, err error) error {
 		return complete(made.GRPCStatus(), c.requestID)
 	}
 	switch {
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(c.inner.Err(), context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(c.over, context.DeadlineExceeded):
 		return g.status(c, errDeadline)
-	case c.inner.Err() != nil:
+	case c.over != nil:
 		return g.status(c, errCanceled)
 	}
 	switch status.Code(err) { // looks into the chain

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	"github.com/marquee-ads/marquee/platform/mesh"
 )
 
@@ -28,34 +29,12 @@ type GRPCOptions struct {
 	// Keys verify access tokens, made for the configured environment. A service
 	// with a method for accounts does not start without them.
 	Keys auth.Keys
-	// UnaryInterceptors and StreamInterceptors run after all others, next to
-	// the method.
-	UnaryInterceptors  []grpc.UnaryServerInterceptor
-	StreamInterceptors []grpc.StreamServerInterceptor
-	// MaxConcurrentStreams bounds the calls in flight on one connection
-	// (default 1000): more wait at the caller.
-	MaxConcurrentStreams uint32
-	// MaxRecvBytes and MaxSendBytes bound one message (default 4 MiB). The
-	// limit is that of the message itself, after decompression.
-	MaxRecvBytes, MaxSendBytes int
 	// DefaultDeadline is for unary calls that come without one (15 s), and
 	// MaxDeadline bounds the one a unary call comes with (2 min).
 	DefaultDeadline, MaxDeadline time.Duration
-	// ServerOptions are added last.
-	ServerOptions []grpc.ServerOption
 }
 
 func (o GRPCOptions) withDefaults() GRPCOptions {
-	const messageBytes = 4 << 20
-	if o.MaxConcurrentStreams == 0 {
-		o.MaxConcurrentStreams = 1000
-	}
-	if o.MaxRecvBytes == 0 {
-		o.MaxRecvBytes = messageBytes
-	}
-	if o.MaxSendBytes == 0 {
-		o.MaxSendBytes = messageBytes
-	}
 	if o.DefaultDeadline == 0 {
 		o.DefaultDeadline = 15 * time.Second
 	}
@@ -65,8 +44,15 @@ func (o GRPCOptions) withDefaults() GRPCOptions {
 	return o
 }
 
-// maxHeaderBytes bounds a call's metadata: a token has at most 8 KiB.
-const maxHeaderBytes = 32 << 10
+const (
+	// maxHeaderBytes bounds a call's metadata: a token has at most 8 KiB.
+	maxHeaderBytes = 32 << 10
+	// maxStreams bounds the calls in flight on one connection: more wait at the
+	// caller.
+	maxStreams = 1000
+	// maxMessageBytes bounds one message in either direction, after decompression.
+	maxMessageBytes = 4 << 20
+)
 
 // grpcServer is the server on the mesh port and what its interceptors need.
 type grpcServer struct {
@@ -115,21 +101,21 @@ func (s *Service) NewGRPCServer(opts GRPCOptions) *grpc.Server {
 	options := mesh.DefaultDialSettings().ServerOptions()
 	options = append(options,
 		grpc.Creds(s.mesh.ServerCredentials()),
-		grpc.MaxConcurrentStreams(opts.MaxConcurrentStreams),
-		grpc.MaxRecvMsgSize(opts.MaxRecvBytes),
-		grpc.MaxSendMsgSize(opts.MaxSendBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxSendMsgSize(maxMessageBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.WaitForHandlers(true),
 		// Goroutines that stay have grown their stacks already: 5 % of a cheap
 		// call. When all are busy a call gets a goroutine of its own.
 		grpc.NumStreamWorkers(uint32(4*runtime.GOMAXPROCS(0))),
-		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{g.unary}, opts.UnaryInterceptors...)...),
-		grpc.ChainStreamInterceptor(append([]grpc.StreamServerInterceptor{g.stream}, opts.StreamInterceptors...)...),
+		grpc.UnaryInterceptor(g.unary),
+		grpc.StreamInterceptor(g.stream),
 	)
 	if h := s.tracing.serverHandler(); h != nil {
 		options = append(options, grpc.StatsHandler(h))
 	}
-	g.server = grpc.NewServer(append(options, opts.ServerOptions...)...)
+	g.server = grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(g.server, s.health)
 	reflection.Register(g.server)
 
@@ -161,16 +147,10 @@ func (g *grpcServer) start(ctx context.Context) error {
 
 // endWithService ends a stream of gRPC's own when the server drains: a client
 // that watches health or keeps reflection open never ends it by itself, and
-// would hold the shutdown up until DrainTimeout. The status is written to the
-// transport, because that also frees a handler that waits for a message.
+// would hold the shutdown up until DrainTimeout.
 func (g *grpcServer) endWithService(ctx context.Context) (release func() bool) {
-	w, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ WriteStatus(*status.Status) error })
-	if !ok {
-		return func() bool { return false }
-	}
 	return context.AfterFunc(g.draining, func() {
-		// An error means that the connection is gone, and the stream with it.
-		_ = w.WriteStatus(status.New(codes.Unavailable, "the server is stopping"))
+		grpcfault.WriteStatus(ctx, status.New(codes.Unavailable, "the server is stopping"))
 	})
 }
 

@@ -63,6 +63,17 @@ func ReadServices(root string) ([]Service, error) {
 	return found, nil
 }
 
+// DataJobs are the names of those that keep data, for which machines have volumes.
+func DataJobs(services []Service) []string {
+	names := []string{}
+	for _, service := range services {
+		if service.KeepsData {
+			names = append(names, service.Name)
+		}
+	}
+	return names
+}
+
 func (s services) check(root string) error {
 	var problems []error
 	there := map[string]bool{}

@@ -16,12 +16,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
 	"github.com/marquee-ads/marquee/platform/edges"
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/meshconfig"
 	"github.com/marquee-ads/marquee/platform/release"
@@ -93,7 +93,7 @@ func Open(cfg Config) (*Stack, error) {
 	if s.target != nil {
 		return s, nil
 	}
-	s.cfg.Cluster.Progress = func(step cluster.Step) { s.say("%s", step.Text) }
+	s.cfg.Cluster.Progress = func(line string) { s.say("%s", line) }
 	var err error
 	if s.cluster, err = cluster.Open(s.cfg.Cluster); err != nil {
 		return nil, err
@@ -219,6 +219,9 @@ func (s *Stack) Deploy(ctx context.Context, name string, variables map[string]st
 	if err != nil {
 		return jobs.Deployed{}, err
 	}
+	if err := s.declared(slices.Sorted(maps.Keys(variables)), service); err != nil {
+		return jobs.Deployed{}, err
+	}
 	built, err := s.build(ctx, []Service{service})
 	if err != nil {
 		return jobs.Deployed{}, err
@@ -276,28 +279,14 @@ func (s *Stack) deploy(ctx context.Context, service Service, variables map[strin
 	return done, s.markData(ctx, service.Name)
 }
 
-// pruneAge is how old a release must be to be removed: other clusters of the
-// checkout run releases too, and each build of theirs makes them young again.
-const pruneAge = 7 * 24 * time.Hour
-
-// Prune removes releases that are old and that no version of this cluster's
-// jobs runs, so that Nomad can still revert.
+// Prune removes programs that are old and that no version of any of the
+// cluster's jobs runs, so that Nomad can still revert.
 func (s *Stack) Prune(ctx context.Context) error {
-	used := make(map[string]bool)
-	for _, service := range s.cfg.Services {
-		paths, err := s.Jobs().Commands(ctx, service.Name)
-		if err != nil {
-			return err
-		}
-		for _, path := range paths {
-			used[path] = true
-		}
+	used, err := s.Jobs().Programs(ctx)
+	if err != nil {
+		return err
 	}
-	_, err := release.Prune(func(path string) bool {
-		info, err := os.Stat(path)
-		return used[path] || err != nil || time.Since(info.ModTime()) < pruneAge
-	})
-	return err
+	return s.target.Prune(ctx, used, func(line string) { s.say("%s", line) })
 }
 
 // JobFile is a service's job file with all values for its variables, as Deploy
@@ -317,6 +306,42 @@ func (s *Stack) JobFile(name string) (jobs.File, error) {
 		Path: filepath.Join(s.cfg.Root, service.File), Variables: variables,
 		VariableFiles: s.cfg.VariableFiles, Environ: s.cfg.Environ,
 	}, nil
+}
+
+// CheckVariables refuses values, of Variables and VariableFiles, for variables
+// that no job file declares: nothing would come of them.
+func (s *Stack) CheckVariables() error {
+	names := slices.Sorted(maps.Keys(s.cfg.Variables))
+	for _, file := range s.cfg.VariableFiles {
+		more, err := jobs.VariablesIn(file)
+		if err != nil {
+			return err
+		}
+		names = append(names, more...)
+	}
+	return s.declared(names, s.cfg.Services...)
+}
+
+// declared is the error of a name that is no variable of the services' job
+// files; it names those there are.
+func (s *Stack) declared(names []string, services ...Service) error {
+	var known, where []string
+	for _, service := range services {
+		more, err := jobs.File{Path: filepath.Join(s.cfg.Root, service.File)}.Declared()
+		if err != nil {
+			return err
+		}
+		known, where = append(known, more...), append(where, service.File)
+	}
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			slices.Sort(known)
+			slices.Sort(where)
+			return fmt.Errorf("there is no variable %q in %s: want one of %s",
+				name, strings.Join(slices.Compact(where), ", "), strings.Join(slices.Compact(known), ", "))
+		}
+	}
+	return nil
 }
 
 // Known says, as an error that names those there are, when a name is not that of
@@ -371,11 +396,7 @@ func (s *Stack) remember(more map[string]string) error {
 	if err != nil {
 		return err
 	}
-	temp := s.variablesPath() + ".new"
-	if err := os.WriteFile(temp, append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("remembering the job variables: %w", err)
-	}
-	if err := os.Rename(temp, s.variablesPath()); err != nil {
+	if err := files.Replace(s.variablesPath(), append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("remembering the job variables: %w", err)
 	}
 	return nil

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	consul "github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
@@ -34,6 +36,9 @@ type Target interface {
 	// available to the machines. It returns the values of the variables with
 	// which job files find them.
 	Place(ctx context.Context, programs map[string]release.Binary, say func(line string)) (map[string]string, error)
+	// Prune removes what Place made available and none of these commands and URLs
+	// names, if it is not new.
+	Prune(ctx context.Context, used []string, say func(line string)) error
 	// Facts are values of job files' variables that describe the machines. It
 	// may be called while Up runs.
 	Facts(ctx context.Context, say func(line string)) (map[string]string, error)
@@ -57,6 +62,18 @@ func (l laptop) Place(_ context.Context, programs map[string]release.Binary, _ f
 		}
 	}
 	return variables, nil
+}
+
+// pruneAge is how old a release must be to be removed: other clusters of the
+// checkout run releases too, and each build of theirs makes them young again.
+const pruneAge = 7 * 24 * time.Hour
+
+func (l laptop) Prune(_ context.Context, used []string, _ func(string)) error {
+	_, err := release.Prune(func(path string) bool {
+		info, err := os.Stat(path)
+		return slices.Contains(used, path) || err != nil || time.Since(info.ModTime()) < pruneAge
+	})
+	return err
 }
 
 func (l laptop) Facts(ctx context.Context, say func(string)) (map[string]string, error) {
@@ -87,6 +104,9 @@ type Machines struct {
 	// machine finds it, and returns the URL for job files, which has the digest
 	// as the part before its last. Uploading what is there already is cheap.
 	Upload func(ctx context.Context, path, sha256 string) (url string, err error)
+	// Prune removes what was uploaded and none of these URLs names. It may leave
+	// what is new, and then does not fail.
+	Prune func(ctx context.Context, needed []string) error
 	// PostgresBinDir is the folder with Postgres's programs on the machines;
 	// the variables file's when empty.
 	PostgresBinDir string
@@ -106,7 +126,7 @@ func OnEnvironment(e *environment.Environment) (Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return OnMachines(Machines{Name: e.Name, Dir: e.Dir(), Nomad: n, Consul: c, Upload: artifacts.Upload}), nil
+	return OnMachines(Machines{Name: e.Name, Dir: e.Dir(), Nomad: n, Consul: c, Upload: artifacts.Upload, Prune: artifacts.Prune}), nil
 }
 
 // OnMachines makes a Target of a cluster of machines.
@@ -122,6 +142,14 @@ func (t machines) Consul() *consul.Client { return t.m.Consul }
 func (t machines) Up(ctx context.Context, say func(string)) error {
 	say("looking for the cluster " + t.m.Name)
 	return jobs.New(t.m.Nomad, t.m.Consul).Check(ctx)
+}
+
+// Prune fails for nobody: a server that is down is tidied up by the next one.
+func (t machines) Prune(ctx context.Context, used []string, say func(string)) error {
+	if err := t.m.Prune(ctx, used); err != nil {
+		say(fmt.Sprintf("programs that no job needs any more are left: %v", err))
+	}
+	return nil
 }
 
 func (t machines) Place(ctx context.Context, programs map[string]release.Binary, say func(string)) (map[string]string, error) {

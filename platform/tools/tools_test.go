@@ -6,12 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/modfile"
+
+	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // checkout is a small checkout whose tools/buf pins a program of a few lines,
@@ -81,7 +85,7 @@ func TestFind(t *testing.T) {
 	t.Run("ErrUnknownName", func(t *testing.T) {
 		checkout(t)
 		_, err := Find(t.Context(), "hammer")
-		require.ErrorContains(t, err, "hammer")
+		require.ErrorContains(t, err, `no tool is called "hammer": there are nomad, consul, `)
 		require.NotErrorIs(t, err, ErrMissing)
 	})
 	t.Run("OnPathWithTheSameMinor", func(t *testing.T) {
@@ -216,9 +220,9 @@ func TestEnsure(t *testing.T) {
 	t.Run("ErrEndedWhileWaiting", func(t *testing.T) {
 		root := checkout(t)
 		write(t, filepath.Join(root, ".marquee/tools/.buf.lock"), "")
-		unlock, err := lock(t.Context(), filepath.Join(root, ".marquee/tools/.buf.lock"), func() {})
+		lock, err := files.Lock(t.Context(), filepath.Join(root, ".marquee/tools/.buf.lock"), nil)
 		require.NoError(t, err)
-		defer unlock()
+		defer lock.Close()
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err = Ensure(ctx, Buf, func(line string) {
 			require.Contains(t, line, "another process")
@@ -226,6 +230,31 @@ func TestEnsure(t *testing.T) {
 		})
 		require.ErrorIs(t, err, context.Canceled)
 	})
+}
+
+// Names lists what can be asked for, and all that the modules under tools/ pin.
+func TestNames(t *testing.T) {
+	for _, name := range Names() {
+		_, known := goToolNamed(name)
+		require.True(t, known || slices.Contains([]string{Postgres, Envoy, CNI, terraformName}, name), name)
+	}
+	root, err := Root()
+	require.NoError(t, err)
+	modules, err := filepath.Glob(filepath.Join(root, "tools", "*", "go.mod"))
+	require.NoError(t, err)
+	require.NotEmpty(t, modules)
+	for _, file := range modules {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		mod, err := modfile.Parse(file, text, nil)
+		require.NoError(t, err)
+		for _, tool := range mod.Tool {
+			name := programOf(tool.Path)
+			if filepath.Base(filepath.Dir(file)) != CNI && !strings.HasPrefix(name, "terraform-provider-") {
+				require.Contains(t, Names(), name, file)
+			}
+		}
+	}
 }
 
 func nothingHalf(t *testing.T, root string) {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,6 +151,31 @@ func userBox() error {
 	return nil
 }
 
+// checkNetwork refuses a network that the host has already: its machines, or
+// what the host has there, would not be reached.
+func checkNetwork(network string) error {
+	want, err := netip.ParsePrefix(network)
+	if err != nil {
+		return fmt.Errorf("--network %s: %w", network, err)
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return fmt.Errorf("list the host's networks: %w", err)
+	}
+	for _, i := range interfaces {
+		addresses, err := i.Addrs()
+		if err != nil {
+			return fmt.Errorf("list the networks of %s: %w", i.Name, err)
+		}
+		for _, address := range addresses {
+			if there, err := netip.ParsePrefix(address.String()); err == nil && there.Overlaps(want) {
+				return fmt.Errorf("--network %s overlaps %s, where this host has %s: choose another", network, there.Masked(), i.Name)
+			}
+		}
+	}
+	return nil
+}
+
 // perMachine is what one emulated machine takes beside its own memory, in MiB:
 // QEMU itself and its translated code, which is bounded to 256.
 const perMachine = 320
@@ -168,8 +195,8 @@ func checkMemory(available int, servers, serverMemory, clients, clientMemory, ha
 		servers, serverMemory, clients, clientMemory, need+reserve, perMachine, reserve, available)
 }
 
-// availableMemory is what the kernel would give without swapping, in MiB: the
-// host's, or what is left of this process's control group where that is less.
+// availableMemory is what the kernel would give without swapping, in MiB. A
+// container's own bound is not in it.
 func availableMemory() (int, error) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {
@@ -219,10 +246,13 @@ func checkDisk(dir string, machines int, imageThere bool) error {
 // 3 s under emulation; there are hosts where KVM hangs.
 const trialLimit = 10 * time.Second
 
-// TryKVM boots a kernel that has nothing to start, and says whether KVM works
+// kvmDevice is how the kernel offers KVM.
+const kvmDevice = "/dev/kvm"
+
+// tryKVM boots a kernel that has nothing to start, and says whether KVM works
 // here: nil, or why not.
-func TryKVM(ctx context.Context, kernel string) error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+func tryKVM(ctx context.Context, device, kernel string) error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

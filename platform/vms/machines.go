@@ -69,6 +69,7 @@ func (e *Environment) virsh(ctx context.Context, args ...string) (string, error)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", uri}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C") // its words are read
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	text := strings.TrimSpace(string(out))
@@ -155,10 +156,10 @@ func (e *Environment) Replace(ctx context.Context, node string, disk bool) error
 		}
 		replace = fmt.Sprintf("-replace=module.machines.libvirt_volume.root[%q]", node)
 	}
-	err = t.apply(ctx, replace)
+	err = e.apply(ctx, t, replace)
 	if errors.Is(err, errTook) {
 		e.config.Say(fmt.Sprintf("trying once more: %v", err))
-		err = t.apply(ctx, replace)
+		err = e.apply(ctx, t, replace)
 	}
 	if err != nil || e.settings.OlderImages[node] == "" || !disk {
 		return err
@@ -252,7 +253,7 @@ func (e *Environment) Doctor(ctx context.Context) []Check {
 		return checks
 	}
 	kvm := Check{Name: "kvm", OK: true, Optional: true, Found: "works"}
-	if err := TryKVM(ctx, img.Kernel); err != nil {
+	if err := tryKVM(ctx, kvmDevice, img.Kernel); err != nil {
 		kvm.OK, kvm.Found = false, fmt.Sprintf("machines are emulated, five of them in about three minutes: %v", err)
 	}
 	return append(checks, kvm)

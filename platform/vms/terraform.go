@@ -39,6 +39,7 @@ type terraform struct {
 	program tools.Terraform
 	chdir   string // the configuration
 	dir     string
+	held    *os.File // the environment's lock, which is Terraform's as long as it runs
 	say     func(string)
 }
 
@@ -107,6 +108,9 @@ func (t *terraform) run(ctx context.Context, limit time.Duration, command string
 	argv := append([]string{"-chdir=" + t.chdir, command}, args...)
 	cmd := exec.CommandContext(limited, t.program.Program, argv...)
 	cmd.Env = append(t.program.Environ(), "TF_DATA_DIR="+filepath.Join(t.dir, "terraform-data"))
+	if t.held != nil {
+		cmd.ExtraFiles = []*os.File{t.held}
+	}
 	// A group of its own: the terminal's interrupt reaches it through us alone.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

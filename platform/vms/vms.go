@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/environment"
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/keys"
+	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 	"github.com/marquee-ads/marquee/platform/vms/box"
 	"github.com/marquee-ads/marquee/platform/vms/image"
@@ -71,7 +73,8 @@ type Environment struct {
 	dir      string
 	box      *box.Box
 	settings Settings
-	made     bool // settings were found: it has been made, or half made, before
+	made     bool     // settings were found: it has been made, or half made, before
+	held     *os.File // the lock, while this process changes the environment
 }
 
 // ErrBroken says that the environment's settings cannot be read. Destroy works
@@ -222,8 +225,9 @@ func (s Settings) valid() error {
 	return nil
 }
 
-// lock lets one process change the environment at a time; the kernel gives it
-// back when its holder dies.
+// lock lets one process change the environment at a time. The kernel gives it
+// back when its holder has died, and the Terraform that it ran: that is given the
+// lock too, because it goes on when this process is killed.
 func (e *Environment) lock() (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(e.dir), 0o755); err != nil {
 		return nil, fmt.Errorf("make the environments' folder: %w", err)
@@ -235,9 +239,13 @@ func (e *Environment) lock() (unlock func(), err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("another marquee vms works on %s: wait for it, or end it: %w", e.config.Name, err)
+		return nil, fmt.Errorf("another marquee vms works on %s, or the Terraform that a killed one left: wait for it, or end it: %w", e.config.Name, err)
 	}
-	return func() { f.Close() }, nil
+	e.held = f
+	return func() {
+		e.held = nil
+		f.Close()
+	}, nil
 }
 
 func (e *Environment) lockFile() string {
@@ -283,7 +291,7 @@ func (e *Environment) Up(ctx context.Context) (*environment.Environment, error) 
 	if e.settings.DomainType == "" {
 		e.settings.DomainType = "kvm"
 		e.config.Say("trying whether KVM works here")
-		if err := TryKVM(ctx, img.Kernel); err != nil {
+		if err := tryKVM(ctx, kvmDevice, img.Kernel); err != nil {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -300,7 +308,7 @@ func (e *Environment) Up(ctx context.Context) (*environment.Environment, error) 
 	if _, err := keys.Ensure(environment.KeysFolder(e.config.Root, e.config.Name), e.Nodes(), time.Now()); err != nil {
 		return nil, err
 	}
-	t := &terraform{program: program, chdir: configuration(e.config.Root), dir: e.dir, say: e.config.Say}
+	t := e.terraformOf(program)
 	made, err := e.make(ctx, t, img)
 	if err != nil {
 		return nil, err
@@ -311,21 +319,13 @@ func (e *Environment) Up(ctx context.Context) (*environment.Environment, error) 
 	return environment.Load(e.config.Root, e.config.Name)
 }
 
-func configuration(root string) string {
-	return filepath.Join(root, "terraform", "environments", "local")
-}
-
 // save keeps the settings, at once or not at all.
 func (e *Environment) save() error {
 	text, err := json.MarshalIndent(e.settings, "", "  ")
 	if err != nil {
 		return err
 	}
-	temp := e.settingsFile() + ".new"
-	if err := os.WriteFile(temp, append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("keep the environment's settings: %w", err)
-	}
-	if err := os.Rename(temp, e.settingsFile()); err != nil {
+	if err := files.Replace(e.settingsFile(), append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("keep the environment's settings: %w", err)
 	}
 	return nil
@@ -339,6 +339,13 @@ func (e *Environment) prepareHost(ctx context.Context) error {
 	}
 	if inBox {
 		if err := userBox(); err != nil {
+			return err
+		}
+	} else if _, err := e.virsh(ctx, "uri"); err != nil {
+		return fmt.Errorf("libvirt does not answer at %s: start it, or leave --libvirt-uri out for one in a box: %w", s.LibvirtURI, err)
+	} else if !e.made {
+		// libvirt's network is there when it was made before; in a box nothing is.
+		if err := checkNetwork(s.Network); err != nil {
 			return err
 		}
 	}
@@ -367,7 +374,7 @@ func (e *Environment) prepareImage(ctx context.Context) (image.Image, error) {
 		if found, err := image.Open(e.config.Root, e.settings.Image); err == nil {
 			return found, nil
 		}
-		if _, err := os.Stat(filepath.Join(e.dir, "terraform.tfstate")); err == nil {
+		if _, err := os.Stat(e.stateFile()); err == nil {
 			return image.Image{}, fmt.Errorf("the image that the machines of %s start from is gone from %s: marquee vms destroy, then up", e.config.Name, image.Folder(e.config.Root))
 		}
 	}
@@ -409,8 +416,7 @@ func (e *Environment) usedImages() ([]string, error) {
 }
 
 // make lets Terraform make the machines. A first attempt that fails is repeated
-// once: from nothing where the environment is new, because a killed Terraform
-// may have made what its state does not name.
+// once: from nothing where the environment is new, because nothing is lost then.
 func (e *Environment) make(ctx context.Context, t *terraform, img image.Image) (*environment.Environment, error) {
 	_, err := environment.Load(e.config.Root, e.config.Name)
 	isNew := err != nil
@@ -433,7 +439,7 @@ func (e *Environment) wipe(ctx context.Context) error {
 	if err := e.box.Remove(ctx); err != nil {
 		return err
 	}
-	for _, path := range []string{filepath.Join(e.dir, "terraform.tfstate"), filepath.Join(e.dir, "terraform.tfstate.backup"), e.disks()} {
+	for _, path := range []string{e.stateFile(), e.stateFile() + ".backup", e.disks()} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("remove what an interrupted apply left: %w", err)
 		}
@@ -464,7 +470,7 @@ func (e *Environment) attempt(ctx context.Context, t *terraform, img image.Image
 	if err := t.init(ctx); err != nil {
 		return nil, err
 	}
-	if err := t.apply(ctx); err != nil {
+	if err := e.apply(ctx, t); err != nil {
 		return nil, err
 	}
 	var outdated []string
@@ -481,9 +487,21 @@ func (e *Environment) attempt(ctx context.Context, t *terraform, img image.Image
 	return &made, nil
 }
 
+// apply makes what is missing, after what an interrupted one left is gone; extra
+// are further arguments of Terraform's.
+func (e *Environment) apply(ctx context.Context, t *terraform, extra ...string) error {
+	if err := e.checkState(); err != nil {
+		return err
+	}
+	if err := e.tidy(ctx); err != nil {
+		return err
+	}
+	return t.apply(ctx, extra...)
+}
+
 // writeVariables writes what terraform/environments/local takes.
 func (e *Environment) writeVariables(t *terraform, img image.Image, uri, boxDir string) error {
-	storage, consoles := filepath.Join(e.disks(), "storage"), filepath.Join(e.disks(), "consoles")
+	storage, consoles := e.storage(), filepath.Join(e.disks(), "consoles")
 	for _, dir := range []string{storage, consoles} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make the machines' folders: %w", err)
@@ -497,13 +515,17 @@ func (e *Environment) writeVariables(t *terraform, img image.Image, uri, boxDir 
 		}
 		previous = append(previous, older.Disk)
 	}
+	services, err := stack.ReadServices(e.config.Root)
+	if err != nil {
+		return err
+	}
 	s := e.settings
 	variables := map[string]any{
 		"name": e.config.Name, "keys": environment.KeysFolder(e.config.Root, e.config.Name),
 		"servers": s.Servers, "clients": s.Clients, "server_memory": s.ServerMemory, "client_memory": s.ClientMemory,
 		"network": s.Network, "libvirt_uri": uri, "domain_type": s.DomainType, "box": boxDir,
 		"image": img.Disk, "kernel": img.Kernel, "initrd": img.Initrd, "previous_images": slices.Compact(append([]string{}, previous...)),
-		"storage": storage, "logs": consoles,
+		"storage": storage, "logs": consoles, "data_jobs": stack.DataJobs(services),
 	}
 	if s.DomainType == "qemu" {
 		// An emulated machine that had to wait for its host would otherwise take its
@@ -571,7 +593,14 @@ func (e *Environment) terraform(ctx context.Context) (*terraform, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &terraform{program: program, chdir: configuration(e.config.Root), dir: e.dir, say: e.config.Say}, nil
+	return e.terraformOf(program), nil
+}
+
+func (e *Environment) terraformOf(program tools.Terraform) *terraform {
+	return &terraform{
+		program: program, chdir: filepath.Join(e.config.Root, "terraform", "environments", "local"), dir: e.dir,
+		held: e.held, say: e.config.Say,
+	}
 }
 
 // Exists says whether there is anything that Destroy would remove.
@@ -634,26 +663,37 @@ func (e *Environment) Destroy(ctx context.Context, keepKeys bool) error {
 // destroyMachines lets Terraform destroy what it made. In a box that may fail:
 // the machines end with it.
 func (e *Environment) destroyMachines(ctx context.Context) error {
-	inBox := e.settings.LibvirtURI == ""
-	_, err := os.Stat(filepath.Join(e.dir, "terraform.tfstate"))
-	if errors.Is(err, os.ErrNotExist) || inBox && !e.box.Running() {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look for the machines: %w", err)
-	}
-	t, err := e.terraform(ctx)
-	if err == nil {
-		e.config.Say(t.program.Name + " destroy")
-		err = t.destroy(ctx)
-		if err != nil && ctx.Err() == nil && !inBox {
-			e.config.Say(fmt.Sprintf("trying once more: %v", err))
-			err = t.destroy(ctx)
+	if e.settings.LibvirtURI == "" {
+		if !e.box.Running() {
+			return nil
 		}
-	}
-	if err != nil && inBox {
-		e.config.Say(fmt.Sprintf("the machines end with their box, because: %v", err))
+		if err := e.terraformDestroy(ctx); err != nil {
+			e.config.Say(fmt.Sprintf("the machines end with their box, because: %v", err))
+		}
 		return ctx.Err()
 	}
-	return err
+	err := e.terraformDestroy(ctx)
+	if err != nil && ctx.Err() == nil {
+		e.config.Say(fmt.Sprintf("trying once more: %v", err))
+		err = e.terraformDestroy(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return e.tidy(ctx)
+}
+
+func (e *Environment) stateFile() string { return filepath.Join(e.dir, "terraform.tfstate") }
+
+// terraformDestroy does nothing where Terraform made nothing.
+func (e *Environment) terraformDestroy(ctx context.Context) error {
+	if _, err := os.Stat(e.stateFile()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	t, err := e.terraform(ctx)
+	if err != nil {
+		return err
+	}
+	e.config.Say(t.program.Name + " destroy")
+	return t.destroy(ctx)
 }

@@ -90,7 +90,43 @@ func TestOneAtATime(t *testing.T) {
 	unlock()
 	unlock, err = e.lock()
 	require.NoError(t, err)
+
+	// The Terraform of a process that was killed goes on.
+	tf, _ := fakeTerraform(t, `echo 'libvirt_domain.vm["client-1"]: Creating...'; exec sleep 100`)
+	runs := make(chan string, 1)
+	tf.held, tf.say = e.held, func(line string) { runs <- line }
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := tf.run(ctx, time.Minute, "apply")
+		ended <- err
+	}()
+	select {
+	case <-runs:
+	case err := <-ended:
+		require.FailNow(t, "it has ended", err)
+	}
+	unlock() // as the kernel does for who is killed
+	_, err = e.lock()
+	require.ErrorContains(t, err, "the Terraform that a killed one left")
+	cancel()
+	require.Error(t, <-ended)
+	unlock, err = e.lock()
+	require.NoError(t, err)
 	unlock()
+}
+
+func TestALibvirtThatIsNotThereIsRefusedBeforeAnythingIsMade(t *testing.T) {
+	if m := missing(false); m != nil {
+		t.Skip(m)
+	}
+	e, err := Open(Config{Root: t.TempDir(), Name: "local", Want: Settings{LibvirtURI: "qemu+unix:///system?socket=/nowhere"}})
+	require.NoError(t, err)
+	_, err = e.Up(t.Context())
+	require.ErrorContains(t, err, "libvirt does not answer at qemu+unix:///system?socket=/nowhere")
+	require.ErrorContains(t, err, "leave --libvirt-uri out")
+	require.NoDirExists(t, e.Dir())
+	require.NoError(t, e.Destroy(t.Context(), false))
 }
 
 func TestAnEnvironmentOfOtherMachinesIsLeftAlone(t *testing.T) {
@@ -132,6 +168,12 @@ func TestMemory(t *testing.T) {
 	free, err := availableMemory()
 	require.NoError(t, err)
 	require.Positive(t, free)
+}
+
+func TestNetworksThatOverlap(t *testing.T) {
+	require.NoError(t, checkNetwork("203.0.113.0/24"))
+	err := checkNetwork("127.0.0.0/24") // the loopback's is 127.0.0.0/8
+	require.ErrorContains(t, err, "--network 127.0.0.0/24 overlaps 127.0.0.0/8, where this host has lo: choose another")
 }
 
 func TestDisk(t *testing.T) {
@@ -224,25 +266,23 @@ func TestATerraformThatHangsIsInterruptedAndItsProvidersEnd(t *testing.T) {
 }
 
 func TestATrialBootThatDoesNotGetAnywhereIsBounded(t *testing.T) {
-	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
-		t.Skip("no /dev/kvm")
-	} else {
-		f.Close()
-	}
+	device := filepath.Join(t.TempDir(), "kvm")
+	require.ErrorIs(t, tryKVM(t.Context(), device, "vmlinuz"), os.ErrNotExist, "no KVM")
+	require.NoError(t, os.WriteFile(device, nil, 0o600))
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	qemu := func(script string) {
 		require.NoError(t, os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\n"+script), 0o700))
 	}
 	qemu(`echo 'failed to set MSR' >&2; exit 134`)
-	require.ErrorContains(t, TryKVM(t.Context(), "vmlinuz"), "failed to set MSR")
+	require.ErrorContains(t, tryKVM(t.Context(), device, "vmlinuz"), "failed to set MSR")
 	qemu(`exit 0`)
-	require.ErrorContains(t, TryKVM(t.Context(), "vmlinuz"), "ended early")
+	require.ErrorContains(t, tryKVM(t.Context(), device, "vmlinuz"), "ended early")
 	qemu(`for a; do case $a in file:*) echo 'Unable to mount root fs' > ${a#file:};; esac; done`)
-	require.NoError(t, TryKVM(t.Context(), "vmlinuz"))
+	require.NoError(t, tryKVM(t.Context(), device, "vmlinuz"))
 	qemu(`exec sleep 100`)
 	start := time.Now()
-	require.ErrorContains(t, TryKVM(t.Context(), "vmlinuz"), "did not get anywhere")
+	require.ErrorContains(t, tryKVM(t.Context(), device, "vmlinuz"), "did not get anywhere")
 	require.Less(t, time.Since(start), 2*trialLimit)
 }
 

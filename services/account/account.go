@@ -1,5 +1,5 @@
-// Package account decides who somebody is and proves it to the other services:
-// accounts and their passwords, sessions, and signed access tokens.
+// Package account decides who somebody is, and what they are in which
+// organisation, and proves it to the other services by signed access tokens.
 package account
 
 import (
@@ -62,8 +62,8 @@ var (
 	ErrNotFound       = fault.New(fault.NotFound, "ACCOUNT_NOT_FOUND", "this account does not exist")
 	ErrOverloaded     = fault.New(fault.ResourceExhausted, "OVERLOADED", "too many log-ins and sign-ups at once").
 				WithRetryAfter(time.Second)
-	ErrDatabaseUnavailable = fault.New(fault.Unavailable, "DATABASE_UNAVAILABLE", "the database cannot be reached at the moment").
-				WithRetryAfter(time.Second)
+	ErrPagesNeeded = fault.New(fault.FailedPrecondition, "PAGES_NEEDED", "more has ended than fits into one answer: ask with a page_size, and for all pages").
+			WithField("page_size", "page_size.needed", "is needed, since more has ended than fits into one answer")
 	ErrSigningKeysUnavailable = fault.New(fault.Unavailable, "SIGNING_KEYS_UNAVAILABLE", "the signing keys are not up to date at the moment").
 					WithRetryAfter(time.Second)
 )

@@ -77,11 +77,7 @@ func (s *Service) CreateAPIKey(ctx context.Context, caller auth.Caller, organisa
 			return err
 		}
 		if !first {
-			earlier, err := tx.APIKey(ctx, before)
-			if err == nil && earlier != nil {
-				made = *earlier
-			}
-			return err
+			return earlier(ctx, tx.APIKey, before, &made)
 		}
 		keys, err := tx.CountAPIKeys(ctx, organisationID, event.Time)
 		switch {

@@ -55,11 +55,7 @@ func (s *Service) CreateInvitation(ctx context.Context, caller auth.Caller, orga
 			return err
 		}
 		if !first {
-			earlier, err := tx.Invitation(ctx, before)
-			if err == nil && earlier != nil {
-				made = *earlier
-			}
-			return err
+			return earlier(ctx, tx.Invitation, before, &made)
 		}
 		if err := tx.PutInvitation(ctx, made); err != nil {
 			return err

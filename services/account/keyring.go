@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ const (
 )
 
 // KeyStore is where the instances share keys and ended sessions. Its errors are
-// ErrDatabaseUnavailable when trying again can help.
+// database.ErrUnavailable when trying again can help.
 type KeyStore interface {
 	// SigningKeys are the keys that have not expired at now.
 	SigningKeys(ctx context.Context, now time.Time) ([]Key, error)
@@ -60,10 +59,14 @@ type Keyring struct {
 	refreshed   time.Time // when the reading of what follows began
 	keys        []Key
 	privates    map[string]ed25519.PrivateKey
-	ended       map[string]time.Time // by session id, until when
-	endedHere   map[string]time.Time // not yet seen in the store
-	changed     map[string]ChangedAccount
-	sealedWrong error // why a key could not be opened
+	ended       map[string]struct{}  // by session id
+	endedHere   map[string]time.Time // not yet seen in the store; until when
+	versions    map[string]int64     // of the roles, by account id
+	sealedWrong error                // why a key could not be opened
+	// What ended and versions were made of, in the order of the ids. These slices
+	// are replaced and never changed, so that they are read without the lock.
+	endedInOrder   []EndedSession
+	changedInOrder []ChangedAccount
 }
 
 // NewKeyring makes an empty keyring for one audience (the environment's name);
@@ -74,7 +77,7 @@ func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience stri
 	}
 	return &Keyring{
 		store: store, secret: secret, schedule: schedule, audience: audience, now: now, random: random,
-		privates: map[string]ed25519.PrivateKey{}, ended: map[string]time.Time{}, endedHere: map[string]time.Time{},
+		privates: map[string]ed25519.PrivateKey{}, ended: map[string]struct{}{}, endedHere: map[string]time.Time{},
 	}, nil
 }
 
@@ -136,6 +139,19 @@ func (r *Keyring) load(ctx context.Context) ([]Key, error) {
 		return nil, fmt.Errorf("reading what has ended: %w", err)
 	}
 
+	// Every token that is verified waits for the lock, so as little as can be is
+	// done under it: with a hundred thousand log-outs this takes a while.
+	ids := make(map[string]struct{}, len(ended))
+	for _, e := range ended {
+		ids[e.ID] = struct{}{}
+	}
+	slices.SortFunc(ended, byID[EndedSession])
+	versions := make(map[string]int64, len(changed))
+	for _, c := range changed {
+		versions[c.ID] = c.Version
+	}
+	slices.SortFunc(changed, byID[ChangedAccount])
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	privates := make(map[string]ed25519.PrivateKey, len(keys))
@@ -152,14 +168,8 @@ func (r *Keyring) load(ctx context.Context) ([]Key, error) {
 		privates[k.ID] = private
 	}
 	r.refreshed, r.keys, r.privates = began, keys, privates
-	r.ended = make(map[string]time.Time, len(ended))
-	for _, e := range ended {
-		r.ended[e.ID] = e.ExpireTime
-	}
-	r.changed = make(map[string]ChangedAccount, len(changed))
-	for _, c := range changed {
-		r.changed[c.ID] = c
-	}
+	r.ended, r.versions = ids, versions
+	r.endedInOrder, r.changedInOrder = ended, changed
 	// A log-out on this instance may be younger than what was just read.
 	for id, until := range r.endedHere {
 		if _, stored := r.ended[id]; stored || until.Before(began) {
@@ -254,50 +264,6 @@ func (r *Keyring) Sign(t Token) (string, error) {
 	return signed, nil
 }
 
-// Published is what every service is to know: the keys, each with its ExpireTime,
-// the ended sessions and revoked API keys, and the accounts whose roles changed;
-// each in a stable order.
-type Published struct {
-	Keys    []Key
-	Ended   []EndedSession
-	Changed []ChangedAccount
-}
-
-// Published fails with ErrSigningKeysUnavailable when this instance has not
-// refreshed for too long.
-func (r *Keyring) Published() (Published, error) {
-	now := r.now()
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if len(r.keys) == 0 || now.Sub(r.refreshed) > publishFor {
-		return Published{}, ErrSigningKeysUnavailable
-	}
-	var keys []Key
-	for _, k := range r.keys {
-		if k.ExpireTime = r.schedule.expiry(k, now); k.ExpireTime.After(now) {
-			keys = append(keys, k)
-		}
-	}
-	slices.SortFunc(keys, bySignFrom)
-	ended := make([]EndedSession, 0, len(r.ended)+len(r.endedHere))
-	for _, sessions := range []map[string]time.Time{r.ended, r.endedHere} {
-		for id, until := range sessions {
-			if until.After(now) {
-				ended = append(ended, EndedSession{ID: id, ExpireTime: until})
-			}
-		}
-	}
-	slices.SortFunc(ended, func(a, b EndedSession) int { return strings.Compare(a.ID, b.ID) })
-	var changed []ChangedAccount
-	for _, c := range r.changed {
-		if c.ExpireTime.After(now) {
-			changed = append(changed, c)
-		}
-	}
-	slices.SortFunc(changed, func(a, b ChangedAccount) int { return strings.Compare(a.ID, b.ID) })
-	return Published{keys, ended, changed}, nil
-}
-
 // End remembers a session that was ended on this instance, so that it is
 // effective here at once.
 func (r *Keyring) End(e EndedSession) {
@@ -334,7 +300,7 @@ func (r *Keyring) SessionEnded(sessionID string) bool {
 func (r *Keyring) RolesVersion(accountID string) int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.changed[accountID].Version
+	return r.versions[accountID]
 }
 
 // Available tells auth.Verifier that no token can be judged while ended

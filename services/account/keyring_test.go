@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/database"
 )
 
 // clock is a clock that tests move.
@@ -50,7 +52,7 @@ type keyStore struct {
 
 func (s *keyStore) available() error {
 	if s.fail != nil && s.fail() {
-		return ErrDatabaseUnavailable
+		return database.ErrUnavailable
 	}
 	return nil
 }
@@ -100,11 +102,6 @@ func session(now time.Time) Token {
 	return Token{Subject: "acc_1", SessionID: "ses_1", IssueTime: now, ExpireTime: now.Add(TokenLifetime)}
 }
 
-func publishedKeys(r *Keyring) ([]Key, error) {
-	published, err := r.Published()
-	return published.Keys, err
-}
-
 // keyOf is the id of the key that a token is signed with.
 func keyOf(t *testing.T, token string) string {
 	t.Helper()
@@ -142,13 +139,13 @@ func TestKeyring(t *testing.T) {
 
 		c.move(24*time.Hour - 10*time.Minute - time.Second)
 		refresh()
-		keys, err := publishedKeys(a)
+		keys, err := a.PublishedKeys()
 		require.NoError(t, err)
 		require.Len(t, keys, 1)
 
 		c.move(time.Second)
 		refresh()
-		keys, err = publishedKeys(b)
+		keys, err = b.PublishedKeys()
 		require.NoError(t, err)
 		require.Len(t, keys, 2, "both made a key, or none")
 		require.Equal(t, keys[0].SignFrom.Add(24*time.Hour), keys[1].SignFrom)
@@ -172,7 +169,7 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, err)
 		c.move(ClockLeeway + 2*time.Second)
 		refresh()
-		keys, err = publishedKeys(a)
+		keys, err = a.PublishedKeys()
 		require.NoError(t, err)
 		require.Len(t, keys, 1, "the old key is still published")
 	})
@@ -185,7 +182,7 @@ func TestKeyring(t *testing.T) {
 		c.move(72 * time.Hour)
 		r = newKeyring(t, store, day(), c)
 		require.NoError(t, r.Refresh(t.Context()))
-		keys, err := publishedKeys(r)
+		keys, err := r.PublishedKeys()
 		require.NoError(t, err)
 		require.Len(t, keys, 2)
 		require.Equal(t, c.now().Add(10*time.Minute), keys[1].SignFrom)
@@ -206,7 +203,7 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, r.Refresh(t.Context()))
 		require.True(t, r.SessionEnded("ses_1"))
 		require.False(t, r.SessionEnded("ses_2"))
-		published, err := r.Published()
+		published, _, err := r.Published(Page{})
 		require.NoError(t, err)
 		require.Equal(t, []EndedSession{{"ses_1", until}}, published.Ended)
 		c.move(TokenLifetime + time.Second)
@@ -233,13 +230,91 @@ func TestKeyring(t *testing.T) {
 		store.changed = []ChangedAccount{{"acc_2", 1, c.now().Add(time.Hour)}, {"acc_1", 7, c.now().Add(time.Second)}}
 		require.NoError(t, r.Refresh(t.Context()))
 		require.ErrorIs(t, verifier.Authorize(caller, "org_1", []auth.Role{auth.Owner}), auth.ErrRolesChanged)
-		published, err := r.Published()
+		published, _, err := r.Published(Page{})
 		require.NoError(t, err)
 		require.Equal(t, []ChangedAccount{store.changed[1], store.changed[0]}, published.Changed)
 		c.move(time.Second)
-		published, err = r.Published()
+		published, _, err = r.Published(Page{})
 		require.NoError(t, err)
 		require.Equal(t, store.changed[:1], published.Changed)
+	})
+
+	t.Run("OKPages", func(t *testing.T) {
+		c := newClock()
+		until := c.now().Add(time.Minute)
+		store := &keyStore{}
+		var want Published
+		for n := range 10 {
+			// Not in the order of their ids, and some that expire before they are asked for.
+			id := fmt.Sprint((n * 7) % 10)
+			expires := until
+			if n%5 == 4 {
+				expires = c.now().Add(time.Millisecond)
+			}
+			store.ended = append(store.ended, EndedSession{"ses_" + id, expires}, EndedSession{"apk_" + id, expires})
+			store.changed = append(store.changed, ChangedAccount{"acc_" + id, int64(n), expires})
+		}
+		a, b := newKeyring(t, store, day(), c), newKeyring(t, store, day(), c)
+		require.NoError(t, a.Refresh(t.Context()))
+		require.NoError(t, b.Refresh(t.Context()))
+		a.End(EndedSession{"ses_40", until})
+		b.End(EndedSession{"ses_40", until})
+		a.End(EndedSession{"aaa_first", until})
+		b.End(EndedSession{"aaa_first", until})
+		c.move(time.Millisecond)
+
+		whole, next, err := a.Published(Page{})
+		require.NoError(t, err)
+		require.Empty(t, next)
+		require.Len(t, whole.Ended, 18)
+		require.True(t, slices.IsSortedFunc(whole.Ended, func(x, y EndedSession) int { return strings.Compare(x.ID, y.ID) }))
+		require.Len(t, whole.Changed, 8)
+		require.True(t, slices.IsSortedFunc(whole.Changed, func(x, y ChangedAccount) int { return strings.Compare(x.ID, y.ID) }))
+		want = whole
+
+		for _, size := range []int{1, 2, 3, 7, 31, 32, 33} {
+			// By turns, as a balancer does it.
+			rings := []*Keyring{a, b}
+			got, page, pages := Published{Keys: want.Keys}, Page{Size: size}, 0
+			for {
+				part, next, err := rings[pages%2].Published(page)
+				require.NoError(t, err)
+				require.Equal(t, want.Keys, part.Keys)
+				require.LessOrEqual(t, len(part.Ended)+len(part.Changed), size)
+				got.Ended, got.Changed = append(got.Ended, part.Ended...), append(got.Changed, part.Changed...)
+				if pages++; next == "" {
+					break
+				}
+				page.Token = next
+			}
+			require.Equal(t, want, got, "in pages of %d", size)
+			require.Equal(t, (32+size-1)/size, pages, "in pages of %d", size)
+		}
+		for _, token := range []string{"x", a.secret.sealPage("sessions of acc_1", "ses_1")} {
+			_, _, err = a.Published(Page{Size: 1, Token: token})
+			require.ErrorIs(t, err, ErrPageTokenInvalid)
+		}
+	})
+
+	t.Run("ErrPagesNeeded", func(t *testing.T) {
+		c := newClock()
+		store := &keyStore{changed: []ChangedAccount{{"acc_1", 1, c.now().Add(time.Minute)}}}
+		for n := range publishedAtOnce - 1 {
+			store.ended = append(store.ended, EndedSession{fmt.Sprintf("ses_%026d", n), c.now().Add(time.Minute)})
+		}
+		r := newKeyring(t, store, day(), c)
+		require.NoError(t, r.Refresh(t.Context()))
+		published, _, err := r.Published(Page{})
+		require.NoError(t, err)
+		require.Len(t, published.Ended, publishedAtOnce-1)
+		r.End(EndedSession{"ses_1", c.now().Add(time.Minute)})
+		_, _, err = r.Published(Page{})
+		require.ErrorIs(t, err, ErrPagesNeeded)
+		published, next, err := r.Published(Page{Size: 10})
+		require.NoError(t, err)
+		require.NotEmpty(t, next)
+		require.Len(t, published.Ended, 9)
+		require.True(t, r.SessionEnded("ses_1"))
 	})
 
 	t.Run("ErrNotRefreshed", func(t *testing.T) {
@@ -255,8 +330,8 @@ func TestKeyring(t *testing.T) {
 
 		down = true
 		c.move(publishFor + time.Millisecond)
-		require.ErrorIs(t, r.Refresh(t.Context()), ErrDatabaseUnavailable)
-		_, err = r.Published()
+		require.ErrorIs(t, r.Refresh(t.Context()), database.ErrUnavailable)
+		_, _, err = r.Published(Page{})
 		require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 		require.NoError(t, r.Available())
 		c.move(verifyFor - publishFor)
@@ -342,7 +417,7 @@ func TestNoTokenBeforeItsKey(t *testing.T) {
 			}
 			due[i] = now.Add(RefreshInterval)
 			if err := r.Refresh(t.Context()); err != nil {
-				require.ErrorIs(t, err, ErrDatabaseUnavailable)
+				require.ErrorIs(t, err, database.ErrUnavailable)
 			}
 			if chance.IntN(3000) == 0 { // restarted
 				rings[i] = newKeyring(t, store, schedule, c)
@@ -354,7 +429,7 @@ func TestNoTokenBeforeItsKey(t *testing.T) {
 				continue
 			}
 			s.due = now.Add(PollInterval)
-			keys, err := publishedKeys(rings[chance.IntN(3)])
+			keys, err := rings[chance.IntN(3)].PublishedKeys()
 			if err != nil {
 				require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 				continue

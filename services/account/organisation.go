@@ -174,6 +174,15 @@ func (s *Service) claim(ctx context.Context, tx Tx, caller auth.Caller, requestI
 	return holder.ResultID, holder.ResultID == resultID, nil
 }
 
+// earlier reads what the first request of its id made, for a repeat.
+func earlier[T any](ctx context.Context, find func(context.Context, string) (*T, error), id string, made *T) error {
+	found, err := find(ctx, id)
+	if err == nil && found != nil {
+		*made = *found
+	}
+	return err
+}
+
 // displayName is a name as it is stored: without the spaces and forms of letters
 // that people cannot tell apart (RFC 8266).
 func displayName(name string) (string, error) {
@@ -210,11 +219,7 @@ func (s *Service) CreateOrganisation(ctx context.Context, caller auth.Caller, re
 			return err
 		}
 		if !first {
-			earlier, err := tx.Organisation(ctx, before)
-			if err == nil && earlier != nil {
-				made = *earlier
-			}
-			return err
+			return earlier(ctx, tx.Organisation, before, &made)
 		}
 		if err := s.room(ctx, tx, caller.AccountID); err != nil {
 			return err

@@ -475,7 +475,7 @@ func TestAPIKeys(t *testing.T) {
 		require.ErrorIs(t, o.authorize(t, token, auth.Operator), auth.ErrSessionEnded, "at once on this instance")
 		require.ErrorIs(t, exchange(secret), account.ErrAPIKeyRevoked)
 		require.NoError(t, elsewhere.Refresh(t.Context()))
-		published, err := elsewhere.Published()
+		published, _, err := elsewhere.Published(account.Page{})
 		require.NoError(t, err)
 		require.Contains(t, fmt.Sprint(published.Ended), made.ID)
 	})

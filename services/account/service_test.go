@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres"
@@ -55,10 +56,11 @@ type world struct {
 func newWorld(t *testing.T, pg *pgtest.Server) world {
 	t.Helper()
 	name, _, _ := strings.Cut(strings.TrimPrefix(pg.Database(t), "postgres:///"), "?")
-	store, err := postgres.Open(t.Context(), postgres.Config{Host: pg.SocketDir(t), Database: name, User: "test", MaxConns: 10}, hclog.NewNullLogger())
+	db, err := database.Open(t.Context(), database.Config{Host: pg.SocketDir(t), Name: name, User: "test", MaxConns: 10}, hclog.NewNullLogger())
 	require.NoError(t, err)
-	t.Cleanup(store.Close)
-	require.NoError(t, store.Migrate(t.Context()))
+	t.Cleanup(db.Close)
+	store := postgres.New(db)
+	require.NoError(t, store.Prepare(t.Context()))
 	return world{&clock{t: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC)}, store}
 }
 
@@ -211,7 +213,7 @@ func TestService(t *testing.T) {
 
 		w.clock.move(account.TokenLifetime + account.ClockLeeway + time.Second)
 		require.NoError(t, hereKeys.Refresh(t.Context()))
-		published, err := here.Published()
+		published, _, err := here.Published(account.Page{})
 		require.NoError(t, err)
 		require.Empty(t, published.Ended)
 		require.NoError(t, here.LogOut(t.Context(), auth.Caller{SessionID: "ses_swept"}, from))

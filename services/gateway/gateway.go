@@ -15,8 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/services/gateway/backend"
 	"github.com/marquee-ads/marquee/services/gateway/catalog"
+	"github.com/marquee-ads/marquee/services/gateway/connections"
 	"github.com/marquee-ads/marquee/services/gateway/deadline"
 	"github.com/marquee-ads/marquee/services/gateway/overload"
 	"github.com/marquee-ads/marquee/services/gateway/proxy"
@@ -35,6 +37,9 @@ type Config struct {
 
 	ServedBy  bool   `default:"true" negatable:"" help:"Tell callers in x-served-by which instance answered."`
 	AccessLog string `default:"failures" enum:"failures,all" help:"Requests that are logged: failures (those that were not the caller's fault) or all."`
+
+	MaxConnections           int `default:"10000" help:"Connections that clients may have open, at both doors together; more are refused. Each takes a file descriptor and 20 to 40 KiB. Twice as many calls may wait for their requests to arrive. 0: as many as the limit of open files allows."`
+	MaxConnectionsPerAddress int `default:"1000" help:"Of these, connections from one address (for IPv6, one /64). Not applied with --behind-tls, where all come from the load balancer; behind one that passes TCP on, set it to 0, no limit."`
 
 	MaxBodyBytes    int64 `default:"1048576" help:"Largest body of a REST request, in bytes."`
 	MaxMessageBytes int   `default:"4194304" help:"Largest gRPC message in either direction, in bytes."`
@@ -58,6 +63,14 @@ func (c Config) Validate() error {
 	}
 	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
 		wrong("tls-cert-file", "certificate and key belong together; set --tls-cert-file and --tls-key-file, or neither")
+	}
+	for _, n := range []struct {
+		flag  string
+		value int
+	}{{"max-connections", c.MaxConnections}, {"max-connections-per-address", c.MaxConnectionsPerAddress}} {
+		if n.value < 0 {
+			wrong(n.flag, "%d is not a number of connections; use 0 for no limit", n.value)
+		}
 	}
 	if c.MaxBodyBytes < 1 || c.MaxBodyBytes > 1<<30 {
 		wrong("max-body-bytes", "%d is out of range; use 1 to 1073741824", c.MaxBodyBytes)
@@ -123,10 +136,11 @@ type Surroundings struct {
 type Gateway struct {
 	Catalog *catalog.Catalog
 
-	cfg    Config
-	failed func(error)
-	grpc   *proxy.Door
-	http   *rest.Door
+	cfg         Config
+	failed      func(error)
+	connections *connections.Limit
+	grpc        *proxy.Door
+	http        *rest.Door
 
 	httpListener, grpcListener net.Listener
 }
@@ -147,6 +161,10 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 			return nil, err
 		}
 	}
+	limit, err := connectionLimit(cfg, around)
+	if err != nil {
+		return nil, err
+	}
 	services := catalog.New(catalog.Options{
 		Registry:       around.Registry,
 		Dial:           around.Dial,
@@ -156,9 +174,10 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 		Log:            around.Log.Named("catalog"),
 	})
 	return &Gateway{
-		Catalog: services,
-		cfg:     cfg,
-		failed:  around.Failed,
+		Catalog:     services,
+		cfg:         cfg,
+		failed:      around.Failed,
+		connections: limit,
 		grpc: proxy.New(proxy.Options{
 			Catalog: services, Stages: chain, Limits: cfg.limits(),
 			MaxMessage: cfg.MaxMessageBytes, ServedBy: cfg.ServedBy, TLS: security,
@@ -172,6 +191,22 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 	}, nil
 }
 
+// connectionLimit is what is configured, as far as the process may have so many
+// files open.
+func connectionLimit(cfg Config, around Surroundings) (*connections.Limit, error) {
+	total, perAddress := cfg.MaxConnections, cfg.MaxConnectionsPerAddress
+	if files, known := connections.Files(); known && (total == 0 || total > files) {
+		if total > 0 {
+			around.Log.Warn("fewer connections than --max-connections are let in: raise the limit of open files", "connections", files)
+		}
+		total = files
+	}
+	if cfg.BehindTLS {
+		perAddress = 0
+	}
+	return connections.New(total, perAddress, around.Metrics)
+}
+
 // Open opens both doors. The context bounds the opening, not what follows.
 func (g *Gateway) Open(ctx context.Context) error {
 	var listen net.ListenConfig
@@ -182,9 +217,26 @@ func (g *Gateway) Open(ctx context.Context) error {
 	if g.grpcListener, err = listen.Listen(ctx, "tcp", g.cfg.GRPCListen); err != nil {
 		return errors.Join(fmt.Errorf("--grpc-listen: %w", err), g.httpListener.Close())
 	}
-	g.http.Serve(g.httpListener, g.failed)
-	g.grpc.Serve(g.grpcListener, g.failed)
+	goodbye, err := g.goodbye()
+	if err != nil {
+		return errors.Join(err, g.httpListener.Close(), g.grpcListener.Close())
+	}
+	g.http.Serve(g.connections.Listener(g.httpListener, goodbye), g.failed)
+	// Nothing is said to a gRPC client: a server that speaks and then sends it away
+	// (GOAWAY) it calls again at once and without end, one that closes it leaves
+	// alone for a second and longer.
+	g.grpc.Serve(g.connections.Listener(g.grpcListener, nil), g.failed)
 	return nil
+}
+
+// goodbye is what one connection too many is told at the door for HTTP: nothing
+// where that would take a handshake.
+func (g *Gateway) goodbye() ([]byte, error) {
+	if g.cfg.TLSCertFile != "" {
+		return nil, nil
+	}
+	return rest.Goodbye(fault.New(fault.ResourceExhausted, "TOO_MANY_CONNECTIONS",
+		"too many connections are open, or too many from your address; close some or try again later").WithRetryAfter(time.Second))
 }
 
 // HTTPAddr is where the door for REST/JSON is, once open.
@@ -219,5 +271,7 @@ func (g *Gateway) Drain() {
 func (g *Gateway) Close(ctx context.Context) error {
 	closed := make(chan error)
 	go func() { closed <- g.grpc.Stop(ctx) }()
-	return errors.Join(g.http.Stop(ctx), <-closed)
+	err := errors.Join(g.http.Stop(ctx), <-closed)
+	g.connections.Wait()
+	return err
 }

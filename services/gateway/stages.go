@@ -27,9 +27,11 @@ func stages(cfg Config, around Surroundings) (*stage.Chain, error) {
 	list = append(list,
 		accesslog.Stage(around.Log, cfg.AccessLog == "all"),
 		measure,
-		overload.Stage(around.Admission),
 		recovery.Stage(around.Log),
 		deadline.Stage(cfg.limits()),
+		// A client has few connections, and on each of them many calls.
+		stage.Receive(2*cfg.MaxConnections),
+		overload.Stage(around.Admission),
 	)
 	return stage.NewChain(list...), nil
 }

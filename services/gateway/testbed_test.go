@@ -240,6 +240,7 @@ type bed struct {
 func defaults() gateway.Config {
 	return gateway.Config{
 		HTTPListen: "127.0.0.1:0", GRPCListen: "127.0.0.1:0", ServedBy: true, AccessLog: "failures",
+		MaxConnections: 10000, MaxConnectionsPerAddress: 1000,
 		MaxBodyBytes: 1 << 20, MaxMessageBytes: 4 << 20,
 		BodyTimeout: 10 * time.Second, DefaultTimeout: 15 * time.Second, MaxTimeout: time.Minute, StreamTimeout: time.Hour,
 	}

@@ -15,13 +15,10 @@ var figure = regexp.MustCompile(`(?m)^BenchmarkIdleResolvers/(\S+?)(?:-\d+)?\s.*
 
 // idleResolvers runs the discovery package's benchmark, which counts the
 // requests to a real agent, and renders its figures.
-func idleResolvers(ctx context.Context, b *bench) (string, error) {
-	if b.only != "" {
-		return "", nil
-	}
-	fmt.Println("counting the queries of 100 idle resolvers (two and a half minutes)")
+func idleResolvers(ctx context.Context, root string) (string, error) {
+	fmt.Fprintln(os.Stderr, "counting the queries of 100 idle resolvers (two and a half minutes)")
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "IdleResolvers", "-benchtime", "1x", "./discovery")
-	cmd.Dir = filepath.Join(b.root, "platform")
+	cmd.Dir = filepath.Join(root, "platform")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 func (b *bench) nginx(_ context.Context, upstream *process) (*row, error) {
 	binary, err := exec.LookPath("nginx")
 	if err != nil {
-		fmt.Println("nginx is not on PATH: its row is left out (apt-get install nginx-light)")
+		fmt.Fprintln(os.Stderr, "nginx is not on PATH: its row is left out (apt-get install nginx-light)")
 		return nil, nil //nolint:nilerr // no row is no failure
 	}
 	ports, err := freePorts(1)
@@ -40,18 +40,14 @@ http {
 	if err != nil {
 		return nil, err
 	}
-	call, err := b.plainCall(ports[0])
-	if err != nil {
-		return nil, err
-	}
-	return &row{name: "nginx", against: "copyproxy, plaintext", what: "yardstick: grpc_pass to the bare server in plaintext, one worker, no access log", call: call, processes: []*process{p, upstream}}, nil
+	return &row{name: "nginx", against: []string{"copyproxy, plaintext"}, what: "yardstick: grpc_pass to the bare server in plaintext, one worker, no access log", call: b.grpcCall(ports[0]), processes: []*process{p, upstream}}, nil
 }
 
 // envoy proxies gRPC to the bare server; nil where envoy is not installed.
 func (b *bench) envoy(ctx context.Context, upstream *process) (*row, error) {
 	binary, err := tools.Find(ctx, tools.Envoy)
 	if err != nil {
-		fmt.Println("envoy is not there: its row is left out:", err)
+		fmt.Fprintln(os.Stderr, "envoy is not there: its row is left out:", err)
 		return nil, nil
 	}
 	ports, err := freePorts(1)
@@ -95,9 +91,5 @@ static_resources:
 	if err != nil {
 		return nil, err
 	}
-	call, err := b.plainCall(ports[0])
-	if err != nil {
-		return nil, err
-	}
-	return &row{name: "Envoy", against: "copyproxy, plaintext", what: "yardstick: router to the bare server in plaintext, one worker, no access log", call: call, processes: []*process{p, upstream}}, nil
+	return &row{name: "Envoy", against: []string{"copyproxy, plaintext"}, what: "yardstick: router to the bare server in plaintext, one worker, no access log", call: b.grpcCall(ports[0]), processes: []*process{p, upstream}}, nil
 }

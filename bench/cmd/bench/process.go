@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,12 +10,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/marquee-ads/marquee/bench/yardstick"
 )
 
 // process is one of the programs under test.
 type process struct {
 	name    string
-	cmd     *exec.Cmd
+	pid     int
+	cmd     *exec.Cmd // nil for Postgres, which is stopped in its own way
 	log     string
 	address string // where a yardstick said that it listens
 }
@@ -27,7 +28,7 @@ func (b *bench) start(name string, env []string, binary string, args ...string) 
 	p := &process{name: name, log: filepath.Join(b.dir, name+".log")}
 	log, err := os.Create(p.log)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the log of %s: %w", name, err)
 	}
 	defer log.Close()
 	p.cmd = exec.Command(binary, args...) //nolint:noctx // it is stopped by its pid, in order
@@ -38,8 +39,14 @@ func (b *bench) start(name string, env []string, binary string, args ...string) 
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	b.processes = append(b.processes, p)
+	p.pid = p.cmd.Process.Pid
+	b.closers = append(b.closers, p.stop)
 	return p, nil
+}
+
+// startService runs one of the repository's services in the cluster.
+func (b *bench) startService(name, program string, args ...string) (*process, error) {
+	return b.start(name, b.env, b.programs[program].Path, append(args, "--environment="+yardstick.Environment, "--log-level=warn")...)
 }
 
 // startYardstick runs a yardstick and waits until it says where it listens.
@@ -48,30 +55,25 @@ func (b *bench) startYardstick(ctx context.Context, name string, env []string, a
 	if err != nil {
 		return nil, err
 	}
-	err = b.until(ctx, name+" says where it listens", func() error {
-		line, err := p.line("listening on ")
-		if err == nil {
-			p.address = line
-		}
+	err = until(ctx, name+" says where it listens", func(context.Context) error {
+		p.address, err = p.line("listening on ")
 		return err
 	})
 	return p, err
 }
 
-// line is the rest of the first line of the log that starts with prefix.
+// line is the rest of the first line of the output that starts with prefix.
 func (p *process) line(prefix string) (string, error) {
-	f, err := os.Open(p.log)
+	said, err := os.ReadFile(p.log)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("read the output of %s: %w", p.name, err)
 	}
-	defer f.Close()
-	s := bufio.NewScanner(io.LimitReader(f, 1<<20))
-	for s.Scan() {
-		if rest, ok := strings.CutPrefix(s.Text(), prefix); ok {
-			return rest, nil
+	for line := range strings.Lines(string(said)) {
+		if rest, ok := strings.CutPrefix(line, prefix); ok {
+			return strings.TrimSpace(rest), nil
 		}
 	}
-	return "", fmt.Errorf("%s has not said %q; its log is %s", p.name, prefix, p.log)
+	return "", fmt.Errorf("%s has not said %q but\n%s", p.name, prefix, said)
 }
 
 func (p *process) stop() {
@@ -89,39 +91,87 @@ func (p *process) stop() {
 // clockTick is the unit of /proc/PID/stat: 1/100 s on every Linux that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// cpuTime is the processor time that a process has used, user and system. Pid 0
-// is this process.
-func cpuTime(pid int) (time.Duration, error) {
-	who := "self"
-	if pid != 0 {
-		who = strconv.Itoa(pid)
-	}
-	stat, err := os.ReadFile(filepath.Join("/proc", who, "stat"))
+// cpuOf is the processor time that each process and its children have used: a
+// Postgres is one process for each connection.
+func cpuOf(processes []*process) ([]time.Duration, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("list the processes: %w", err)
 	}
-	// The name in parentheses may hold spaces; the fields after it do not.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	const utime, stime = 14 - 3, 15 - 3 // proc(5) counts from 1, and two fields are cut off
-	var total time.Duration
-	for _, i := range []int{utime, stime} {
-		ticks, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read /proc/%s/stat: %w", who, err)
+	used := make([]time.Duration, len(processes))
+	found := make([]bool, len(processes))
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil { // it has ended meanwhile
+			continue
 		}
-		total += time.Duration(ticks) * clockTick
+		pid, parent, its, err := parseStat(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		for i, p := range processes {
+			if pid == p.pid || parent == p.pid {
+				used[i] += its
+				found[i] = found[i] || pid == p.pid
+			}
+		}
 	}
-	return total, nil
+	for i, p := range processes {
+		if !found[i] {
+			said, _ := os.ReadFile(p.log) // none is no other failure
+			return nil, fmt.Errorf("%s has ended; it said\n%s", p.name, said)
+		}
+	}
+	return used, nil
 }
 
-// until waits for a condition, for at most a minute.
-func (b *bench) until(ctx context.Context, what string, condition func() error) error {
+// parseStat reads a /proc/PID/stat: the processor time is user and system, and
+// that of children that have ended.
+func parseStat(text string) (pid, parent int, used time.Duration, err error) {
+	// The name in parentheses may hold spaces; the fields after it do not.
+	open, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
+	if open < 0 || end < open {
+		return 0, 0, 0, fmt.Errorf("no name in %q", text)
+	}
+	fields := strings.Fields(text[end+1:])
+	const first, ppid, utime, cstime = 3, 4, 14, 17 // as proc(5) counts
+	if len(fields) <= cstime-first {
+		return 0, 0, 0, fmt.Errorf("only %d fields in %q", len(fields), text)
+	}
+	if pid, err = strconv.Atoi(strings.TrimSpace(text[:open])); err != nil {
+		return 0, 0, 0, err
+	}
+	if parent, err = strconv.Atoi(fields[ppid-first]); err != nil {
+		return 0, 0, 0, err
+	}
+	for _, field := range fields[utime-first : cstime-first+1] {
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		used += time.Duration(ticks) * clockTick
+	}
+	return pid, parent, used, nil
+}
+
+// ownCPU is the processor time that this process has used, without those that it
+// started.
+func ownCPU() time.Duration {
+	var used syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &used) // fails on wrong arguments only
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// until waits for a condition, for at most a minute. Each try has two seconds.
+func until(ctx context.Context, what string, condition func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := condition()
+		within, over := context.WithTimeout(ctx, 2*time.Second)
+		err := condition(within)
+		over()
 		if err == nil {
 			return nil
 		}

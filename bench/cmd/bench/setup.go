@@ -10,92 +10,83 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/marquee-ads/marquee/bench/yardstick"
 	"github.com/marquee-ads/marquee/platform/cluster"
-	"github.com/marquee-ads/marquee/platform/discovery"
 	"github.com/marquee-ads/marquee/platform/edges"
-	"github.com/marquee-ads/marquee/platform/mesh"
 	"github.com/marquee-ads/marquee/platform/release"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
 )
 
-// environment is what the measured instances are registered for.
-const environment = "development"
-
 // drawn are the edges of the bench's own cluster.
 const drawn = `
 service "echo" { protocol = "grpc" }
+service "account" { protocol = "grpc" }
+service "account-db" { protocol = "tcp" }
 edge "gateway"     "echo" {}
 edge "copyproxy"   "echo" {}
 edge "restgateway" "echo" {}
 edge "bench"       "echo" {}
+edge "gateway"     "account" {}
+edge "account"     "account-db" {}
 `
 
 // bench is one run.
 type bench struct {
 	root, dir string
-	rounds    int
-	each      time.Duration
 	only      string
-	profile   string
 
-	cluster   *cluster.Cluster
-	processes []*process
-	closers   []func()
-	rows      []*row
+	cluster                  *cluster.Cluster
+	env                      []string // how a process reaches the cluster
+	programs                 map[string]release.Binary
+	gateway                  *process
+	gatewayHTTP, gatewayGRPC string
+
+	closers []func()
 }
 
-// close ends what setUp began, in reverse.
+// close ends what was begun, in reverse.
 func (b *bench) close() {
-	for i := len(b.closers) - 1; i >= 0; i-- {
-		b.closers[i]()
-	}
-	for i := len(b.processes) - 1; i >= 0; i-- {
-		b.processes[i].stop()
-	}
-	if b.cluster != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		if err := b.cluster.Wipe(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "bench: remove the cluster:", err)
-		}
+	for _, end := range slices.Backward(b.closers) {
+		end()
 	}
 }
 
+// setUp builds what is measured, and starts a cluster and the gateway in it.
 func (b *bench) setUp(ctx context.Context) error {
 	var err error
 	if b.dir, err = os.MkdirTemp("", "marquee-bench-"); err != nil {
-		return err
+		return fmt.Errorf("make a folder: %w", err)
 	}
 	b.closers = append(b.closers, func() { _ = os.RemoveAll(b.dir) })
+	// Postgres, which does not run as root, reaches its folder in there.
+	if err := os.Chmod(b.dir, 0o711); err != nil {
+		return fmt.Errorf("open the folder: %w", err)
+	}
 
-	fmt.Println("building the services and the yardsticks")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.dir, "./cmd/plainecho", "./cmd/copyproxy", "./cmd/restgateway")
+	fmt.Fprintln(os.Stderr, "building the services and the yardsticks")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.dir, "./cmd/plainecho", "./cmd/copyproxy", "./cmd/restgateway", "./cmd/monolith")
 	build.Dir = filepath.Join(b.root, "bench")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the yardsticks: %w\n%s", err, out)
 	}
-	binaries, err := release.Build(ctx, "echod", "gatewayd")
-	if err != nil {
+	if b.programs, err = release.Build(ctx, "echod", "gatewayd", "accountd", "meshproxyd"); err != nil {
 		return err
 	}
 
-	fmt.Println("starting Consul and Nomad")
-	b.cluster, err = cluster.Open(cluster.Config{Dir: cluster.Folder(b.root, "bench"), Progress: func(s cluster.Step) {
-		if s.Done {
-			fmt.Println(" ", s.Text)
-		}
-	}})
+	fmt.Fprintln(os.Stderr, "starting Consul and Nomad")
+	b.cluster, err = cluster.Open(cluster.Config{Dir: cluster.Folder(b.root, "bench"), Progress: func(line string) { fmt.Fprintln(os.Stderr, " ", line) }})
 	if err != nil {
 		return err
 	}
+	b.closers = append(b.closers, b.removeCluster)
 	if err := b.cluster.Up(ctx); err != nil {
 		return err
 	}
@@ -106,90 +97,98 @@ func (b *bench) setUp(ctx context.Context) error {
 	if err := b.cluster.Apply(ctx, e); err != nil {
 		return err
 	}
-	var env []string
 	for _, v := range b.cluster.Env() {
-		env = append(env, v.Name+"="+v.Value)
+		b.env = append(b.env, v.Name+"="+v.Value)
 	}
-	return b.makeRows(ctx, env, binaries["echod"].Path, binaries["gatewayd"].Path)
-}
-
-func (b *bench) makeRows(ctx context.Context, env []string, echod, gatewayd string) error {
-	fmt.Println("starting what is measured")
-	plain, err := b.startYardstick(ctx, "plainecho", nil)
+	ports, err := freePorts(2)
 	if err != nil {
 		return err
+	}
+	b.gatewayHTTP, b.gatewayGRPC = ports[0], ports[1]
+	b.gateway, err = b.startService("gateway", "gatewayd", "--register=never", "--http-listen="+ports[0], "--grpc-listen="+ports[1])
+	return err
+}
+
+// removeCluster has a time of its own: what ended the run does not end it.
+func (b *bench) removeCluster() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := b.cluster.Wipe(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: remove the cluster:", err)
+	}
+}
+
+// wanted are the rows that -only leaves.
+func (b *bench) wanted(rows []*row) []*row {
+	return slices.DeleteFunc(rows, func(r *row) bool { return !strings.Contains(r.name, b.only) })
+}
+
+// echoRows starts what the calls of the echo service are measured on.
+func (b *bench) echoRows(ctx context.Context) ([]*row, error) {
+	fmt.Fprintln(os.Stderr, "starting what is measured")
+	plain, err := b.startYardstick(ctx, "plainecho", nil)
+	if err != nil {
+		return nil, err
 	}
 	// The same service with all its interceptors, once in plaintext and once in
 	// the mesh: what is between the two is the mesh.
-	ports, err := freePorts(4)
+	ports, err := freePorts(1)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	echoPlain, err := b.start("echo-plaintext", env, echod, "--mesh=plaintext", "--register=never", "--log-level=warn", "--listen="+ports[0])
+	echoPlain, err := b.startService("echo-plaintext", "echod", "--mesh=plaintext", "--register=never", "--listen="+ports[0])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	echo, err := b.start("echo", env, echod, "--mesh=native", "--register=always", "--log-level=warn", "--listen="+ports[1])
+	echo, err := b.startService("echo", "echod", "--register=always")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	gateway, err := b.start("gateway", env, gatewayd, "--register=never", "--log-level=warn", "--http-listen="+ports[2], "--grpc-listen="+ports[3])
+	copyMesh, err := b.startYardstick(ctx, "copyproxy", b.env)
 	if err != nil {
-		return err
-	}
-	copyMesh, err := b.startYardstick(ctx, "copyproxy", env)
-	if err != nil {
-		return err
+		return nil, err
 	}
 	copyPlain, err := b.startYardstick(ctx, "copyproxy-plaintext", nil, "-plaintext", plain.address)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	restMesh, err := b.startYardstick(ctx, "restgateway", env)
+	restMesh, err := b.startYardstick(ctx, "restgateway", b.env)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	// This process as a member of the mesh.
+	meshed, hangUp, err := yardstick.DialMesh(ctx, b.cluster.Consul(), "bench")
+	if err != nil {
+		return nil, err
+	}
+	b.closers = append(b.closers, hangUp)
 
-	meshCall, err := b.meshCall(ctx)
-	if err != nil {
-		return err
-	}
-	grpcCall := func(address string) func(context.Context) error {
-		call, err := b.plainCall(address)
-		if err != nil {
-			return func(context.Context) error { return err }
-		}
-		return call
-	}
-	b.rows = []*row{
-		{name: "plaintext", what: "a bare grpc-go server, no interceptors", call: grpcCall(plain.address), processes: []*process{plain}},
-		{name: "plaintext service", against: "plaintext", what: "the same call on the service harness: recovery, request id, access log (off at this level), metrics, deadline, access rule, validation", call: grpcCall(ports[0]), processes: []*process{echoPlain}},
-		{name: "mesh-native", against: "plaintext service", what: "the same service in the mesh: mutual TLS 1.3, identities checked both ways, intentions on each call, instances by the Consul resolver", call: meshCall, processes: []*process{echo}},
-		{name: "copyproxy", what: "yardstick: copies bytes to the mesh, nothing else", call: grpcCall(copyMesh.address), processes: []*process{copyMesh, echo}},
-		{name: "gateway gRPC", against: "copyproxy", what: "method table from reflection, access rule, request id, metrics, access log (off at this level), deadlines, limits, retries with a budget, then the mesh", call: grpcCall(ports[3]), processes: []*process{gateway, echo}},
+	rows := []*row{
+		{name: "plaintext", what: "a bare grpc-go server, no interceptors", call: b.grpcCall(plain.address), processes: []*process{plain}},
+		{name: "plaintext service", against: []string{"plaintext"}, what: "the same call on the service harness: recovery, request id, access log (off at this level), metrics, deadline, access rule, validation", call: b.grpcCall(ports[0]), processes: []*process{echoPlain}},
+		{name: "mesh-native", against: []string{"plaintext service", "plaintext"}, what: "the same service in the mesh: mutual TLS 1.3, identities checked both ways, intentions on each call, instances by the Consul resolver", call: echoCall(meshed), processes: []*process{echo}},
+		{name: "copyproxy", what: "yardstick: copies bytes to the mesh, nothing else", call: b.grpcCall(copyMesh.address), processes: []*process{copyMesh, echo}},
+		{name: "gateway gRPC", against: []string{"copyproxy"}, what: "method table from reflection, access rule, request id, metrics, access log (off at this level), deadlines, limits, retries with a budget, then the mesh", call: b.grpcCall(b.gatewayGRPC), processes: []*process{b.gateway, echo}},
 		{name: "grpc-gateway", what: "yardstick: generated grpc-gateway into the mesh, nothing else", call: b.restCall(restMesh.address), processes: []*process{restMesh, echo}},
-		{name: "gateway REST", against: "grpc-gateway", what: "as gateway gRPC, with JSON transcoded from descriptors", call: b.restCall(ports[2]), processes: []*process{gateway, echo}},
-		{name: "copyproxy, plaintext", what: "yardstick: copies bytes to the bare server in plaintext", call: grpcCall(copyPlain.address), processes: []*process{copyPlain, plain}},
+		{name: "gateway REST", against: []string{"grpc-gateway"}, what: "as gateway gRPC, with JSON transcoded from descriptors", call: b.restCall(b.gatewayHTTP), processes: []*process{b.gateway, echo}},
+		{name: "copyproxy, plaintext", what: "yardstick: copies bytes to the bare server in plaintext", call: b.grpcCall(copyPlain.address), processes: []*process{copyPlain, plain}},
 	}
 	for _, add := range []func(context.Context, *process) (*row, error){b.nginx, b.envoy} {
 		r, err := add(ctx, plain)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if r != nil {
-			b.rows = append(b.rows, r)
+			rows = append(rows, r)
 		}
 	}
-	for _, r := range b.rows {
-		if err := b.until(ctx, r.name+" answers", func() error {
-			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			defer cancel()
-			return r.call(ctx)
-		}); err != nil {
-			return err
+	for _, r := range rows {
+		r.callers = echoCallers
+		if err := until(ctx, r.name+" answers", r.call); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return rows, nil
 }
 
 // text is what is echoed: the size of a small request.
@@ -206,36 +205,18 @@ func echoCall(conn grpc.ClientConnInterface) func(context.Context) error {
 	}
 }
 
-func (b *bench) plainCall(address string) (func(context.Context) error, error) {
+// grpcCall is in plaintext.
+func (b *bench) grpcCall(address string) func(context.Context) error {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, err
+		return func(context.Context) error { return err }
 	}
 	b.closers = append(b.closers, func() { conn.Close() })
-	return echoCall(conn), nil
-}
-
-// meshCall is this process as a member of the mesh.
-func (b *bench) meshCall(ctx context.Context) (func(context.Context) error, error) {
-	log := hclog.New(&hclog.LoggerOptions{Name: "bench", Level: hclog.Error})
-	instances := discovery.New(b.cluster.Consul(), discovery.Options{Log: log})
-	m, err := mesh.Native(ctx, mesh.NativeConfig{
-		Consul: b.cluster.Consul(), Service: "bench", Environment: environment, Log: log,
-		Resolver: discovery.NewBuilder(instances, environment), Watcher: instances,
-	})
-	if err != nil {
-		return nil, err
-	}
-	conn, err := m.NewClient("echo")
-	if err != nil {
-		return nil, err
-	}
-	b.closers = append(b.closers, func() { _ = instances.Close() }, func() { _ = m.Close() }, func() { conn.Close() })
-	return echoCall(conn), nil
+	return echoCall(conn)
 }
 
 func (b *bench) restCall(address string) func(context.Context) error {
-	transport := &http.Transport{MaxIdleConnsPerHost: callers}
+	transport := &http.Transport{MaxIdleConnsPerHost: echoCallers}
 	b.closers = append(b.closers, transport.CloseIdleConnections)
 	client := &http.Client{Transport: transport}
 	url := "http://" + address + "/v1/echo/" + text

@@ -6,17 +6,15 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/marquee-ads/marquee/bench/upstream"
+	"github.com/marquee-ads/marquee/bench/yardstick"
 )
 
 // raw passes messages as the bytes they are.
@@ -35,31 +33,18 @@ func (raw) Unmarshal(data mem.BufferSlice, v any) error {
 var _ encoding.CodecV2 = raw{}
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "copyproxy:", err)
-		os.Exit(1)
-	}
-}
-
-func run() error {
-	flags := upstream.Parse("copyproxy")
-	ctx, stop := upstream.Signalled()
-	defer stop()
-	conn, err := flags.Dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	server := grpc.NewServer(grpc.ForceServerCodecV2(raw{}), grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error {
-		return forward(conn, in)
-	}))
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", flags.Listen)
-	if err != nil {
-		return err
-	}
-	fmt.Println("listening on", listener.Addr())
-	context.AfterFunc(ctx, server.Stop)
-	return server.Serve(listener)
+	echo := yardstick.EchoFlag()
+	yardstick.Main(func(ctx context.Context, listener net.Listener) error {
+		conn, hangUp, err := echo.Dial(ctx, "copyproxy")
+		if err != nil {
+			return err
+		}
+		defer hangUp()
+		server := grpc.NewServer(grpc.ForceServerCodecV2(raw{}), grpc.UnknownServiceHandler(func(_ any, in grpc.ServerStream) error {
+			return forward(conn, in)
+		}))
+		return yardstick.ServeGRPC(ctx, listener, server)
+	})
 }
 
 func forward(conn *grpc.ClientConn, in grpc.ServerStream) error {

@@ -4,13 +4,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"os"
 
 	"google.golang.org/grpc"
 
-	"github.com/marquee-ads/marquee/bench/upstream"
+	"github.com/marquee-ads/marquee/bench/yardstick"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
 )
 
@@ -23,23 +21,9 @@ func (server) Echo(_ context.Context, r *echov1.EchoRequest) (*echov1.EchoRespon
 }
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "plainecho:", err)
-		os.Exit(1)
-	}
-}
-
-func run() error {
-	flags := upstream.Parse("plainecho")
-	ctx, stop := upstream.Signalled()
-	defer stop()
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", flags.Listen)
-	if err != nil {
-		return err
-	}
-	fmt.Println("listening on", listener.Addr())
-	s := grpc.NewServer()
-	echov1.RegisterEchoServiceServer(s, server{})
-	context.AfterFunc(ctx, s.Stop)
-	return s.Serve(listener)
+	yardstick.Main(func(ctx context.Context, listener net.Listener) error {
+		s := grpc.NewServer()
+		echov1.RegisterEchoServiceServer(s, server{})
+		return yardstick.ServeGRPC(ctx, listener, s)
+	})
 }

@@ -17,13 +17,62 @@ import (
 
 // hierarchy is a tree of control groups.
 type hierarchy struct {
-	name string   // of its mount point below /sys/fs/cgroup; empty when it is that
-	data string   // mount options that name it; empty for version 2
-	of   []string // what /proc/self/cgroup calls it
-	base string   // the group of this process, below which it makes others
+	name string // of its mount point below /sys/fs/cgroup; empty when it is that
+	data string // mount options that name it; empty for version 2
+	base string // the group of this process, below which it makes others
 }
 
 const groupsFolder = "/sys/fs/cgroup"
+
+// second says whether it is of version 2.
+func (h hierarchy) second() bool { return h.data == "" }
+
+// controllers are those of version 2 without which Nomad divides nothing among
+// its tasks, and does not run them with exec.
+const controllers = "cpuset cpu io memory pids"
+
+// enable hands the controllers of version 2 down to the groups below this
+// process's own: a group has those alone that the one above it gives.
+func (h hierarchy) enable() error {
+	if !h.second() {
+		return nil
+	}
+	read := func(file string) ([]string, error) {
+		text, err := os.ReadFile(filepath.Join(h.base, file))
+		if err != nil {
+			return nil, fmt.Errorf("look for control groups: %w", err)
+		}
+		return strings.Fields(string(text)), nil
+	}
+	there, err := read("cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	given, err := read("cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	var missing, give []string
+	for controller := range strings.FieldsSeq(controllers) {
+		switch {
+		case !slices.Contains(there, controller):
+			missing = append(missing, controller)
+		case !slices.Contains(given, controller):
+			give = append(give, "+"+controller)
+		}
+	}
+	// Beside version 1 the controllers are there.
+	if len(missing) > 0 && h.name == "" {
+		return fmt.Errorf("%s has no control of %s, which Nomad needs: run this on the host, or in a container to which that is delegated", h.base, strings.Join(missing, ", "))
+	}
+	if len(give) == 0 {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(h.base, "cgroup.subtree_control"), []byte(strings.Join(give, " ")), 0o644); err != nil {
+		return fmt.Errorf("hand control groups down from %s (only the host's topmost group may have processes of its own and groups below it: run this on the host): %w", h.base, err)
+	}
+	return nil
+}
 
 // hierarchies are those that are mounted where everybody looks for them.
 func hierarchies() ([]hierarchy, error) {
@@ -58,7 +107,6 @@ func parseHierarchies(mounts string, own map[string]string) []hierarchy {
 		}
 		h := hierarchy{name: strings.Trim(name, "/"), base: place[4]}
 		if kind[0] == "cgroup2" {
-			h.of = []string{""}
 			// Groups with processes have none below them in version 2: this
 			// process's own cannot be the base.
 			found = append(found, h)
@@ -71,12 +119,13 @@ func parseHierarchies(mounts string, own map[string]string) []hierarchy {
 			}
 			options = append(options, option)
 		}
-		h.of = []string{strings.Join(options, ",")}
-		if strings.HasPrefix(options[0], "name=") {
-			options = append([]string{"none"}, options...)
-		}
+		// As /proc/self/cgroup calls it.
 		h.data = strings.Join(options, ",")
-		if path, ok := own[h.of[0]]; ok {
+		path, ok := own[h.data]
+		if strings.HasPrefix(h.data, "name=") {
+			h.data = "none," + h.data
+		}
+		if ok {
 			if inMount, err := filepath.Rel(place[3], path); err == nil && filepath.IsLocal(inMount) {
 				h.base = filepath.Join(h.base, inMount)
 			}
@@ -93,6 +142,9 @@ func makeGroups(name string) error {
 		return err
 	}
 	for _, h := range all {
+		if err := h.enable(); err != nil {
+			return err
+		}
 		group := filepath.Join(h.base, name)
 		if err := os.MkdirAll(group, 0o755); err != nil {
 			return fmt.Errorf("make a control group: %w", err)
@@ -100,7 +152,7 @@ func makeGroups(name string) error {
 		// Version 1 takes nobody into a group without processors and memory.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			text, err := os.ReadFile(filepath.Join(h.base, file))
-			if errors.Is(err, os.ErrNotExist) || h.data == "" {
+			if errors.Is(err, os.ErrNotExist) || h.second() {
 				continue
 			}
 			if err != nil {
@@ -139,7 +191,7 @@ func joinGroups(name string) error {
 	return nil
 }
 
-// mountGroups shows a machine its own control groups, as if they were all.
+// controlGroups shows a machine its own control groups, as if they were all.
 func (r rootFolder) controlGroups() error {
 	all, err := hierarchies()
 	if err != nil {
@@ -153,7 +205,7 @@ func (r rootFolder) controlGroups() error {
 	}
 	for _, h := range all {
 		kind := "cgroup"
-		if h.data == "" {
+		if h.second() {
 			kind = "cgroup2"
 		}
 		if err := r.mount(kind, filepath.Join(groupsFolder, h.name), kind, h.data); err != nil {

@@ -457,7 +457,7 @@ func (r rootFolder) settings(name, address string) error {
 	return nil
 }
 
-// own are the machine's own folders and the files it was given.
+// ownPaths are the machine's own folders and the files it was given.
 func (s machineSpec) ownPaths() (folders, files []string) {
 	for _, folder := range s.Folders {
 		folders = append(folders, folder.Path)

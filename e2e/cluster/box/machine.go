@@ -12,13 +12,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	vmsbox "github.com/marquee-ads/marquee/platform/vms/box"
 )
 
 // deadBound is how long the kernel may take to end what ran in a machine.
@@ -345,22 +346,8 @@ func (m *Machine) Within(f func() error) error {
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() {
-		// A thread keeps the network it entered: this one ends with the
-		// goroutine, as it is not unlocked.
-		runtime.LockOSThread()
-		file, err := os.Open(p.netns)
-		if err != nil {
-			done <- fmt.Errorf("enter the network of %s: %w", m.cfg.Name, err)
-			return
-		}
-		defer file.Close()
-		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter the network of %s: %w", m.cfg.Name, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+	if err := vmsbox.Within(p.netns, f); err != nil {
+		return fmt.Errorf("in the network of %s: %w", m.cfg.Name, err)
+	}
+	return nil
 }

@@ -244,10 +244,12 @@ func (a *api) service(name string) (protoreflect.ServiceDescriptor, error) {
 // that changes nothing, that anyone may call, and that takes an empty request.
 func (a *api) probe(consulService string) (protoreflect.MethodDescriptor, error) {
 	var best protoreflect.MethodDescriptor
+	served := false
 	for _, service := range a.services {
 		if !slices.Contains(strings.Split(string(service.ParentFile().Package()), "."), consulService) {
 			continue
 		}
+		served = true
 		for i := range service.Methods().Len() {
 			method := service.Methods().Get(i)
 			options, _ := method.Options().(*descriptorpb.MethodOptions)
@@ -259,6 +261,9 @@ func (a *api) probe(consulService string) (protoreflect.MethodDescriptor, error)
 				best = method
 			}
 		}
+	}
+	if !served {
+		return nil, fmt.Errorf("the gateways serve nothing of the service %q: marquee status shows which run, marquee list what can be named with --method", consulService)
 	}
 	if best == nil {
 		return nil, fmt.Errorf("no method of the service %q changes nothing and may be called by anyone: name one with --method", consulService)

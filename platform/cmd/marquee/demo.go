@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/dynamicpb"
 
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/stack"
 )
 
@@ -53,7 +54,7 @@ func writeDemoAccount(s *stack.Stack, demo demoAccount) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(demoPath(s), append(text, '\n'), 0o600); err != nil {
+	if err := files.Replace(demoPath(s), append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("keeping the demo account: %w", err)
 	}
 	return nil

@@ -9,8 +9,54 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
+	"github.com/marquee-ads/marquee/platform/stack"
 	accessv1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 )
+
+type listCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// Run lists services and methods.
+func (c *listCmd) Run(e *env) error {
+	return e.withAPI(func(_ *stack.Stack, _ *door, a *api) error {
+		names := make(map[string][]string, len(a.services))
+		for _, service := range a.services {
+			methods := make([]string, service.Methods().Len())
+			for i := range methods {
+				methods[i] = string(service.Methods().Get(i).Name())
+			}
+			names[string(service.FullName())] = methods
+		}
+		if c.JSON {
+			return e.printJSON(names)
+		}
+		for _, service := range a.services {
+			for _, method := range names[string(service.FullName())] {
+				if _, err := fmt.Fprintf(e.stdout, "%s/%s\n", service.FullName(), method); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+type describeCmd struct {
+	Name string `arg:"" help:"A service, SERVICE/METHOD, or a message."`
+}
+
+// Run describes one thing as a .proto file has it.
+func (c *describeCmd) Run(e *env) error {
+	return e.withAPI(func(_ *stack.Stack, _ *door, a *api) error {
+		text, err := a.describe(c.Name)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprint(e.stdout, text)
+		return err
+	})
+}
 
 // describe writes a service, a method or a message as a .proto file has it, and
 // with a method the messages it takes and returns.

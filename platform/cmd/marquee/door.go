@@ -83,3 +83,24 @@ func resolverState(found []stack.Gateway) resolver.State {
 	}
 	return state
 }
+
+// withAPI runs f with a connection to the gateways and what they serve.
+func (e *env) withAPI(f func(*stack.Stack, *door, *api) error) error {
+	s, err := e.running(nil)
+	if err != nil {
+		return err
+	}
+	d, err := openDoor(e.ctx, s.Cluster().Consul())
+	if err != nil {
+		return err
+	}
+	asking, cancel := context.WithTimeout(e.ctx, 10*time.Second)
+	done := newSteps(e.stderr).slowly("asking the gateways what they serve")
+	a, err := reflectAPI(asking, d)
+	done()
+	cancel()
+	if err == nil {
+		err = f(s, d, a)
+	}
+	return errors.Join(err, d.Close())
+}

@@ -18,6 +18,14 @@ type imagesCmd struct {
 	JSON     bool     `name:"json" help:"Print JSON."`
 }
 
+// Validate refuses a repository that cannot be, before anything is built.
+func (c *imagesCmd) Validate() error {
+	if c.Push == "" {
+		return nil
+	}
+	return images.CheckRepository(c.Push)
+}
+
 // madeImage is an image as images prints it.
 type madeImage struct {
 	Program   string `json:"program"`

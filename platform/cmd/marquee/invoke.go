@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -18,13 +20,68 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/stack"
 )
+
+type invokeCmd struct {
+	Method  string        `arg:"" help:"SERVICE/METHOD, for example marquee.account.v1.AccountService/GetAccount."`
+	Request string        `arg:"" optional:"" help:"The request as JSON; several one after the other for a stream; - reads standard input. Default: an empty request."`
+	Token   string        `help:"Access token to call with."`
+	As      string        `help:"Log in first: demo is the demo account." enum:",demo" default:""`
+	Timeout time.Duration `default:"30s" help:"Deadline of the call; 0s for none."`
+}
+
+// Validate refuses two callers at once.
+func (c *invokeCmd) Validate() error {
+	if c.Token != "" && c.As != "" {
+		return errors.New("--token and --as both say who calls: leave one out")
+	}
+	return nil
+}
+
+// Run calls one method and prints each answer as JSON.
+func (c *invokeCmd) Run(e *env) error {
+	return e.withAPI(func(s *stack.Stack, d *door, a *api) error {
+		method, err := a.method(c.Method)
+		if err != nil {
+			return err
+		}
+		ctx := e.ctx
+		if c.Timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, c.Timeout)
+			defer cancel()
+		}
+		token := c.Token
+		if c.As != "" {
+			if token, err = demoToken(ctx, s, a, d); err != nil {
+				return errors.New(explainStatus(err, a.resolver()))
+			}
+		}
+		requests := io.Reader(strings.NewReader(c.Request))
+		if c.Request == "-" {
+			requests = e.input()
+		}
+		err = a.call(bearer(ctx, token), d, method, requests, func(json []byte) error {
+			_, err := fmt.Fprintf(e.stdout, "%s\n", json)
+			return err
+		})
+		if status.Code(err) == codes.Unauthenticated && token == "" {
+			return errors.New(explainStatus(err, a.resolver()) + "\n  --as demo calls as the demo account, --token TOKEN as who owns that")
+		}
+		if err != nil {
+			return errors.New(explainStatus(err, a.resolver()))
+		}
+		return nil
+	})
+}
 
 // call sends the JSON messages of requests to a method and gives each answer as
 // JSON to each. A method that takes a stream gets all of them, others want
 // exactly one, and nothing at all is one empty message.
 func (a *api) call(ctx context.Context, conn grpc.ClientConnInterface, method protoreflect.MethodDescriptor,
-	requests io.Reader, each func(json []byte) error) error {
+	requests io.Reader, each func(json []byte) error,
+) error {
 	messages, err := a.decode(method, requests)
 	if err != nil {
 		return err
@@ -75,10 +132,14 @@ func (a *api) decode(method protoreflect.MethodDescriptor, requests io.Reader) (
 	decoder := json.NewDecoder(requests)
 	for {
 		var raw json.RawMessage
-		if err := decoder.Decode(&raw); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
+		var syntax *json.SyntaxError
+		switch err := decoder.Decode(&raw); {
+		case errors.Is(err, io.EOF):
+			return wanted(method, messages)
+		case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
 			return nil, fmt.Errorf("the request is not JSON: %w", err)
+		case err != nil:
+			return nil, fmt.Errorf("reading the request: %w", err)
 		}
 		message := dynamicpb.NewMessage(method.Input())
 		if err := (protojson.UnmarshalOptions{Resolver: a.resolver()}).Unmarshal(raw, message); err != nil {
@@ -86,6 +147,10 @@ func (a *api) decode(method protoreflect.MethodDescriptor, requests io.Reader) (
 		}
 		messages = append(messages, message)
 	}
+}
+
+// wanted are the messages, when they are as many as a method takes.
+func wanted(method protoreflect.MethodDescriptor, messages []proto.Message) ([]proto.Message, error) {
 	if method.IsStreamingClient() {
 		return messages, nil
 	}

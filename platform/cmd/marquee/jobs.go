@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,14 +119,14 @@ type deployedJob struct {
 
 // Run makes the cluster run what the checkout says.
 func (c *jobsDeployCmd) Run(e *env, j *jobsCmd) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, c.Timeout, fmt.Errorf("it took longer than --timeout=%s", c.Timeout))
+	ctx, cancel := e.within(c.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
 	s, err := j.stack(e, c, func(line string) { steps.say("%s", line) })
 	if err != nil {
 		return err
 	}
-	if err := s.Known(c.Services...); err != nil {
+	if err := errors.Join(s.Known(c.Services...), s.CheckVariables()); err != nil {
 		return err
 	}
 	if err := s.Prepare(ctx); err != nil {
@@ -147,6 +145,9 @@ func (c *jobsDeployCmd) Run(e *env, j *jobsCmd) error {
 		orphans = s.StopOrphans
 	}
 	if result.Orphans, err = orphans(ctx); err != nil {
+		return because(ctx, err)
+	}
+	if err := s.Prune(ctx); err != nil {
 		return because(ctx, err)
 	}
 	result.Seconds = steps.elapsed().Seconds()
@@ -219,7 +220,7 @@ type jobsScaleCmd struct {
 
 // Run scales a job.
 func (c *jobsScaleCmd) Run(e *env, j *jobsCmd) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, c.Timeout, fmt.Errorf("it took longer than --timeout=%s", c.Timeout))
+	ctx, cancel := e.within(c.Timeout)
 	defer cancel()
 	client, _, err := j.reach(e)
 	if err != nil {
@@ -231,18 +232,6 @@ func (c *jobsScaleCmd) Run(e *env, j *jobsCmd) error {
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s runs %d instances after %.1f s.\n", c.Job, c.Count, steps.elapsed().Seconds())
 	return err
-}
-
-// progress says what a job or a machine is at.
-func (s *steps) progress(p jobs.Progress) {
-	switch {
-	case p.Job == "":
-		s.say("%s", p.Message)
-	case p.Desired == 0:
-		s.say("%s: %s", p.Job, p.Message)
-	default:
-		s.say("%s: %d of %d healthy: %s", p.Job, p.Healthy, p.Desired, p.Message)
-	}
 }
 
 type jobsConfigCmd struct {
@@ -334,17 +323,15 @@ type jobsStopCmd struct {
 
 // Run stops a job.
 func (c *jobsStopCmd) Run(e *env, j *jobsCmd) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, c.Timeout, fmt.Errorf("it took longer than --timeout=%s", c.Timeout))
-	defer cancel()
 	client, name, err := j.reach(e)
 	if err != nil {
 		return err
 	}
-	effective, err := client.Effective(ctx, c.Job)
+	effective, err := client.Effective(e.ctx, c.Job)
 	if err != nil {
 		return err
 	}
-	service, err := client.Service(ctx, c.Job)
+	service, err := client.Service(e.ctx, c.Job)
 	if err != nil {
 		return err
 	}
@@ -354,26 +341,12 @@ func (c *jobsStopCmd) Run(e *env, j *jobsCmd) error {
 			return fmt.Errorf("%s was not stopped: %w", c.Job, err)
 		}
 	}
+	ctx, cancel := e.within(c.Timeout) // without the time that the answer took
+	defer cancel()
 	newSteps(e.stderr).say("%s: stopping; its instances may take their kill_timeout", c.Job)
 	if err := client.Stop(ctx, c.Job, c.Purge); err != nil {
 		return because(ctx, err)
 	}
 	_, err = fmt.Fprintf(e.stdout, "%s is stopped.\n", c.Job)
 	return err
-}
-
-// confirm asks a person; anything but yes is an error.
-func (e *env) confirm(question string) error {
-	fmt.Fprint(e.stderr, question)
-	answer, err := bufio.NewReader(e.stdin).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("reading the answer: %w", err)
-	}
-	switch strings.ToLower(strings.TrimSpace(answer)) {
-	case "y", "yes":
-		return nil
-	case "":
-		return errors.New("nobody said yes: answer y, or give --yes")
-	}
-	return fmt.Errorf("the answer was %q", strings.TrimSpace(answer))
 }

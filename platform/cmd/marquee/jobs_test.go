@@ -17,6 +17,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/cluster"
 	"github.com/marquee-ads/marquee/platform/jobs"
+	"github.com/marquee-ads/marquee/platform/tools"
 )
 
 // TestMain lets this binary also be the process of the jobs package's test job.
@@ -43,13 +44,33 @@ func marquee(t *testing.T, stdin string, args ...string) (code int, stdout, stde
 	return code, out.String(), problems.String()
 }
 
+// emptyCheckout is a checkout without any service, and the tools of this one; it
+// is the one that commands work on.
+func emptyCheckout(t *testing.T) string {
+	t.Helper()
+	here, err := tools.Root()
+	require.NoError(t, err)
+	// Not t.TempDir: a cluster's folder wants a short path.
+	root, err := os.MkdirTemp("", "mq")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root)) })
+	for _, folder := range []string{".marquee", "nomad-jobs/vars"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, folder), 0o755))
+	}
+	for _, file := range []string{"go.work", "nomad-jobs/services.hcl", "nomad-jobs/edges.hcl", "nomad-jobs/vars/local.hcl"} {
+		require.NoError(t, os.WriteFile(filepath.Join(root, file), nil, 0o600))
+	}
+	for _, folder := range []string{"tools", ".marquee/tools"} {
+		require.NoError(t, os.Symlink(filepath.Join(here, folder), filepath.Join(root, folder)))
+	}
+	t.Setenv("MARQUEE_ROOT", root)
+	return root
+}
+
 // TestJobs works on a real cluster that only the environment names.
 func TestJobs(t *testing.T) {
-	// Not t.TempDir: a cluster's folder wants a short path.
-	dir, err := os.MkdirTemp("", "marquee")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	c, err := cluster.Open(cluster.Config{Dir: filepath.Join(dir, "c")})
+	root := emptyCheckout(t)
+	c, err := cluster.Open(cluster.Config{Dir: cluster.Folder(root, "test")})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -133,9 +154,17 @@ func TestJobs(t *testing.T) {
 		require.Zero(t, code)
 	})
 	t.Run("DeployNeedsMore", func(t *testing.T) {
-		code, _, stderr := marquee(t, "", "jobs", "deploy")
+		code, _, stderr := marquee(t, "", "--cluster", "other", "jobs", "deploy")
 		require.Equal(t, exitFailed, code)
 		require.Contains(t, stderr, "name the environment with --env")
+	})
+	t.Run("DeployNamesOrphans", func(t *testing.T) {
+		code, stdout, stderr := marquee(t, "", "jobs", "deploy")
+		require.Zero(t, code, stderr)
+		require.Contains(t, stdout, "probe still runs, and nomad-jobs/ has it no more: --prune (make deploy PRUNE=1) stops it")
+		service, err := client.Service(ctx, "probe")
+		require.NoError(t, err)
+		require.Equal(t, 2, service.Healthy)
 	})
 	t.Run("Stop", func(t *testing.T) {
 		for _, answer := range []string{"", "\n", "no\n"} {
@@ -147,9 +176,26 @@ func TestJobs(t *testing.T) {
 		code, stdout, _ := marquee(t, "y\n", "jobs", "stop", "probe")
 		require.Zero(t, code)
 		require.Contains(t, stdout, "probe is stopped")
+		service, err := client.Service(ctx, "probe")
+		require.NoError(t, err)
+		require.Zero(t, service.Desired)
 		code, _, stderr := marquee(t, "", "jobs", "stop", "nothing", "--yes")
 		require.Equal(t, exitFailed, code)
 		require.Contains(t, stderr, `there is no job "nothing"; there are probe`)
+	})
+	t.Run("DeployPrunes", func(t *testing.T) {
+		_, err = client.Deploy(ctx, job, nil)
+		require.NoError(t, err)
+		code, stdout, stderr := marquee(t, "", "jobs", "deploy", "--prune", "--json")
+		require.Zero(t, code, stderr)
+		require.Contains(t, stderr, "probe: stopping, because nomad-jobs/ has it no more")
+		var result deployResult
+		require.NoError(t, json.Unmarshal([]byte(stdout), &result))
+		require.Equal(t, []string{"probe"}, result.Orphans)
+		require.True(t, result.Pruned)
+		service, err := client.Service(ctx, "probe")
+		require.NoError(t, err)
+		require.Zero(t, service.Desired)
 	})
 	t.Run("WrongToken", func(t *testing.T) {
 		t.Setenv("NOMAD_TOKEN", "01234567-89ab-cdef-0123-456789abcdef")
@@ -209,8 +255,10 @@ done after 1.2 s
 func TestPrintNodes(t *testing.T) {
 	var text bytes.Buffer
 	require.NoError(t, printNodes(&text, []jobs.Node{
-		{ID: allocA, Name: "client-1", Address: "10.77.0.101", Pool: "default", Status: nomad.NodeStatusReady, Eligible: true,
-			Meta: map[string]string{"marquee_edge": "true", "a": "b"}, Instances: []string{"account/1"}},
+		{
+			ID: allocA, Name: "client-1", Address: "10.77.0.101", Pool: "default", Status: nomad.NodeStatusReady, Eligible: true,
+			Meta: map[string]string{"marquee_edge": "true", "a": "b"}, Instances: []string{"account/1"},
+		},
 		{ID: allocA, Name: "client-2", Address: "10.77.0.102", Pool: "default", Status: nomad.NodeStatusReady, Draining: true},
 	}))
 	require.Equal(t, `MACHINE   ID        ADDRESS      POOL     STATUS  TAKES INSTANCES  RUNS  METADATA

@@ -25,7 +25,7 @@ type keysCmd struct {
 	Show     keysShowCmd     `cmd:"" help:"Show the certificates and until when they are good, and what was rotated by halves."`
 	Rotate   keysRotateCmd   `cmd:"" help:"Replace kinds of keys, and have the cluster know the new ones if it is there."`
 	Apply    keysApplyCmd    `cmd:"" help:"Have the cluster know the keys: after a rotation while it was down, or for new machines."`
-	Withdraw keysWithdrawCmd `cmd:"" help:"Make rotated tokens good for nothing, after all machines got the new ones."`
+	Withdraw keysWithdrawCmd `cmd:"" help:"Make what was rotated good for nothing, after all machines got the new: tokens, or the CA."`
 }
 
 func (c *keysCmd) folder(e *env) (string, error) {
@@ -109,7 +109,10 @@ func (c *keysShowCmd) Run(e *env, parent *keysCmd) error {
 	if err != nil {
 		return err
 	}
-	pending := pendingRotations(k)
+	pending, err := pendingRotations(k)
+	if err != nil {
+		return err
+	}
 	if c.JSON {
 		return e.printJSON(map[string]any{"folder": k.Dir, "certificates": certificates, "pending": pending})
 	}
@@ -129,8 +132,15 @@ func (c *keysShowCmd) Run(e *env, parent *keysCmd) error {
 }
 
 // pendingRotations says what is still to be done.
-func pendingRotations(k *keys.Keys) []string {
+func pendingRotations(k *keys.Keys) ([]string, error) {
 	var lines []string
+	ca, err := k.PendingCA()
+	if err != nil && !errors.Is(err, keys.ErrMissing) { // its key may be kept elsewhere
+		return nil, err
+	}
+	if ca != "" {
+		lines = append(lines, ca)
+	}
 	if before := k.Secrets.Before; before != nil {
 		if before.ConsulGossip != "" {
 			lines = append(lines, "the gossip keys were rotated, and the cluster does not go by them yet: marquee keys apply")
@@ -139,11 +149,11 @@ func pendingRotations(k *keys.Keys) []string {
 			lines = append(lines, "tokens were rotated, and the old ones are still good: give the machines their new files, then marquee keys withdraw")
 		}
 	}
-	return lines
+	return lines, nil
 }
 
 type keysRotateCmd struct {
-	Kinds []keys.Kind `arg:"" enum:"certificates,gossip,tokens,ssh" help:"certificates, gossip, tokens, ssh."`
+	Kinds []keys.Kind `arg:"" enum:"ca,certificates,gossip,tokens,ssh" help:"ca, certificates, gossip, tokens, ssh."`
 }
 
 // Run rotates, and applies it to a cluster that is there.
@@ -172,6 +182,8 @@ func (c *keysRotateCmd) Run(e *env, parent *keysCmd) error {
 // next is what is left to do after a rotation.
 func next(kind keys.Kind) string {
 	switch kind {
+	case keys.CA:
+		return "ca: the next one is trusted beside the old; give the machines their new files one by one, then: marquee keys rotate certificates"
 	case keys.Gossip:
 		return "gossip: done, every agent uses the new keys"
 	case keys.Tokens:
@@ -215,10 +227,23 @@ func (c *keysCmd) withCluster(e *env, do func(context.Context, bootstrap.Cluster
 	})
 }
 
-type keysWithdrawCmd struct{}
+type keysWithdrawCmd struct {
+	Kind keys.Kind `arg:"" optional:"" enum:"tokens,ca" default:"tokens" help:"tokens or ca. Default: tokens."`
+}
 
-// Run makes old tokens good for nothing.
+// Run makes old tokens good for nothing, or has the old CA trusted no more.
 func (c *keysWithdrawCmd) Run(e *env, parent *keysCmd) error {
+	if c.Kind == keys.CA {
+		dir, err := parent.folder(e)
+		if err != nil {
+			return err
+		}
+		if _, err := keys.WithdrawCA(dir); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(e.stdout, "ca: the old one is trusted no more by machines with their new files; give them out one by one")
+		return err
+	}
 	if err := parent.withCluster(e, bootstrap.Withdraw); err != nil {
 		return err
 	}

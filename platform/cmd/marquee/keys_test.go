@@ -48,23 +48,31 @@ func TestKeys(t *testing.T) {
 	require.Contains(t, must("rotate", "--env", "test", "gossip", "certificates"), "there is no cluster yet")
 	require.Contains(t, must("show", "--env", "test"), "the gossip keys were rotated")
 
+	require.Contains(t, must("rotate", "--env", "named", "ca"), "there is no cluster yet")
+	require.Contains(t, must("show", "--env", "named"), "the old one still signs")
+	require.Contains(t, must("rotate", "--env", "named", "certificates"), "there is no cluster yet")
+	require.Contains(t, must("show", "--env", "named"), "then marquee keys withdraw ca")
+	require.Contains(t, must("withdraw", "--env", "named", "ca"), "the old one is trusted no more")
+	require.NotContains(t, must("show", "--env", "named"), "the CA was rotated")
+
 	for name, test := range map[string]struct {
 		args []string
 		says string
 	}{
-		"EvenServers":    {[]string{"new", "--env", "test", "--servers", "2"}, "want 1, 3, 5 or 7"},
-		"NoServers":      {[]string{"new", "--env", "test", "--servers", "0"}, "want 1, 3, 5 or 7"},
-		"Clients":        {[]string{"new", "--env", "test", "--clients=-1"}, "--clients -1"},
-		"Environment":    {[]string{"new", "--env", "../test"}, "is no name for an environment"},
-		"Node":           {[]string{"new", "--env", "test", "--node", "edge-2"}, "want NAME=server or NAME=client"},
-		"Twice":          {[]string{"new", "--env", "test", "--node", "edge-2=client", "--node", "edge-2=server"}, "two machines are called edge-2"},
-		"Role":           {[]string{"new", "--env", "test", "--node", "edge-2=edge"}, `the role of edge-2 is "edge"`},
-		"NoKeys":         {[]string{"show", "--env", "other"}, "marquee keys new"},
-		"RotateNoKeys":   {[]string{"rotate", "--env", "other", "gossip"}, "marquee keys new"},
-		"Kind":           {[]string{"rotate", "--env", "test", "passwords"}, "passwords"},
-		"RotatedAlready": {[]string{"rotate", "--env", "test", "gossip"}, "marquee keys apply"},
-		"NoCluster":      {[]string{"apply", "--env", "test"}, "no such environment"},
-		"Withdraw":       {[]string{"withdraw", "--env", "test"}, "no such environment"},
+		"CABeforeAllTrustIt": {[]string{"rotate", "--env", "usual", "ca", "certificates"}, "when all machines have got the new ca.pem"},
+		"EvenServers":        {[]string{"new", "--env", "test", "--servers", "2"}, "want 1, 3, 5 or 7"},
+		"NoServers":          {[]string{"new", "--env", "test", "--servers", "0"}, "want 1, 3, 5 or 7"},
+		"Clients":            {[]string{"new", "--env", "test", "--clients=-1"}, "--clients -1"},
+		"Environment":        {[]string{"new", "--env", "../test"}, "is no name for an environment"},
+		"Node":               {[]string{"new", "--env", "test", "--node", "edge-2"}, "want NAME=server or NAME=client"},
+		"Twice":              {[]string{"new", "--env", "test", "--node", "edge-2=client", "--node", "edge-2=server"}, "two machines are called edge-2"},
+		"Role":               {[]string{"new", "--env", "test", "--node", "edge-2=edge"}, `the role of edge-2 is "edge"`},
+		"NoKeys":             {[]string{"show", "--env", "other"}, "marquee keys new"},
+		"RotateNoKeys":       {[]string{"rotate", "--env", "other", "gossip"}, "marquee keys new"},
+		"Kind":               {[]string{"rotate", "--env", "test", "passwords"}, "passwords"},
+		"RotatedAlready":     {[]string{"rotate", "--env", "test", "gossip"}, "marquee keys apply"},
+		"NoCluster":          {[]string{"apply", "--env", "test"}, "no such environment"},
+		"Withdraw":           {[]string{"withdraw", "--env", "test"}, "no such environment"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, _, problems := keysCommand(t, test.args...)

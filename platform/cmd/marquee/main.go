@@ -12,7 +12,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -28,12 +30,16 @@ const (
 	exitNotRunning = 3
 )
 
-// errNotRunning says that the command needs a running cluster.
-var errNotRunning = errors.New("the cluster is not running: marquee up starts it")
+// errNotRunning says that the command needs a running cluster; who returns it
+// adds what starts it.
+var errNotRunning = errors.New("the cluster is not running")
+
+// localCluster is the cluster that is meant when none is named.
+const localCluster = "local"
 
 // cli is the command line.
 type cli struct {
-	Cluster string `default:"local" env:"MARQUEE_CLUSTER" help:"The cluster's name; its state is in .marquee/clusters/<name>."`
+	Cluster string `default:"${local}" env:"MARQUEE_CLUSTER" help:"The cluster's name; its state is in .marquee/clusters/<name>."`
 
 	Up        upCmd        `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, demo account."`
 	Down      downCmd      `cmd:"" help:"Stop everything the cluster runs; data stays unless --wipe."`
@@ -56,6 +62,14 @@ type cli struct {
 	Vms       vmsCmd       `cmd:"" help:"Make virtual machines on this host and a cluster of them; enter it; take it away."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
+
+// vars are the words in the help texts that come from elsewhere.
+func vars() kong.Vars {
+	return kong.Vars{"local": localCluster, "tools": strings.Join(tools.Names(), ", ")}
+}
+
+// Validate refuses names that are no folder's.
+func (c *cli) Validate() error { return cluster.CheckName(c.Cluster) }
 
 // env is what every command gets.
 type env struct {
@@ -86,6 +100,8 @@ jobs exec, the command's own.`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal ends what is being done in order, a second one at once.
+	context.AfterFunc(ctx, stop)
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -97,6 +113,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	answered := false
 	parser, err := kong.New(&c,
 		kong.Name("marquee"), kong.Description(description), kong.UsageOnError(),
+		vars(),
 		kong.Writers(stdout, stderr), kong.Exit(func(int) { answered = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 110}))
 	if err != nil {
@@ -173,7 +190,29 @@ func (e *env) mustRun(status cluster.Status) error {
 	if status.Ready {
 		return nil
 	}
-	return fmt.Errorf("%w (%s: %s)", errNotRunning, e.name, status.Problem)
+	return fmt.Errorf("%w (%s: %s): %s starts it", errNotRunning, e.name, status.Problem, e.command("up"))
+}
+
+// command is what a person types for a command on this cluster.
+func (e *env) command(name string) string {
+	if e.name == localCluster {
+		return "marquee " + name
+	}
+	return "marquee --cluster " + e.name + " " + name
+}
+
+// within bounds a command by its --timeout. What ctx ends with says which of the
+// two it was, see because.
+func (e *env) within(timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(e.ctx, timeout, fmt.Errorf("it took longer than --timeout=%s", timeout))
+}
+
+// because prefers why a context ended to that it ended.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
 }
 
 // printJSON writes a value for programs.

@@ -71,7 +71,7 @@ type nodesMetaCmd struct {
 
 // Run changes metadata.
 func (c *nodesMetaCmd) Run(e *env, n *nodesCmd) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, c.Timeout, fmt.Errorf("it took longer than --timeout=%s", c.Timeout))
+	ctx, cancel := e.within(c.Timeout)
 	defer cancel()
 	changes := make(map[string]*string, len(c.Changes))
 	for _, change := range c.Changes {
@@ -98,6 +98,14 @@ type nodesDrainCmd struct {
 	Machine  string        `arg:"" help:"The machine's name, or the beginning of its id."`
 	Deadline time.Duration `default:"10m" help:"Stop what has not left by then."`
 	WithData bool          `help:"Also when the machine alone has the data of a job: that job stops, and waits for the machine."`
+}
+
+// Validate refuses what Nomad takes for "at once" and for "never".
+func (c *nodesDrainCmd) Validate() error {
+	if c.Deadline <= 0 {
+		return fmt.Errorf("--deadline=%s: want more than 0s", c.Deadline)
+	}
+	return nil
 }
 
 // Run drains a machine.

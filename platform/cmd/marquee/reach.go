@@ -24,8 +24,10 @@ type where struct {
 func (w where) reach(e *env) (*jobs.Client, string, error) {
 	switch {
 	case w.Env != "":
+		defer newSteps(e.stderr).slowly("waiting for an answer from the cluster of " + w.Env)()
 		return reachEnvironment(e.ctx, e.root, w.Env)
 	case os.Getenv("NOMAD_ADDR") != "":
+		defer newSteps(e.stderr).slowly("waiting for an answer from " + os.Getenv("NOMAD_ADDR"))()
 		return reachProcess(e.ctx)
 	}
 	s, err := e.running(nil)

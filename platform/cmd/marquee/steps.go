@@ -5,6 +5,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/jobs"
 )
 
 // steps writes what is going on, a line a step, each with the seconds since the
@@ -25,6 +27,36 @@ func (s *steps) say(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fmt.Fprintf(s.w, "%6.1fs  %s\n", s.now().Sub(s.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// progress says what a job or a machine is at.
+func (s *steps) progress(p jobs.Progress) {
+	switch {
+	case p.Job == "":
+		s.say("%s", p.Message)
+	case p.Desired == 0:
+		s.say("%s: %s", p.Job, p.Message)
+	default:
+		s.say("%s: %d of %d healthy: %s", p.Job, p.Healthy, p.Desired, p.Message)
+	}
+}
+
+// patience is how long something may take before a line says what it is.
+const patience = 2 * time.Second
+
+// slowly says what is going on when it is still going on after a while; the
+// returned function ends it.
+func (s *steps) slowly(what string) (done func()) {
+	said := make(chan struct{})
+	timer := time.AfterFunc(patience, func() {
+		defer close(said)
+		s.say("%s", what)
+	})
+	return func() {
+		if !timer.Stop() {
+			<-said
+		}
+	}
 }
 
 // elapsed is the time since the start.

@@ -7,7 +7,7 @@ import (
 )
 
 type toolsCmd struct {
-	Names []string `arg:"" name:"tool" help:"nomad, consul, postgres, envoy, cni, buf, sqlc, golangci-lint, gotestsum, terraform, tofu, protoc-gen-go, protoc-gen-go-grpc or protoc-gen-grpc-gateway."`
+	Names []string `arg:"" name:"tool" help:"${tools}."`
 }
 
 // Run finds or builds tools, one after the other, and prints where they are.

@@ -1,8 +1,9 @@
 package main
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/marquee-ads/marquee/platform/cluster"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/stack"
 )
@@ -35,7 +37,17 @@ type upResult struct {
 
 // Run brings everything up and says how to try it.
 func (u *upCmd) Run(e *env) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, u.Timeout, fmt.Errorf("it took longer than --timeout=%s", u.Timeout))
+	err := u.up(e)
+	if err != nil {
+		if _, there := os.Stat(cluster.Folder(e.root, e.name)); there == nil {
+			fmt.Fprintf(e.stderr, "What runs so far keeps running: %s goes on with it, %s stops it.\n", e.command("up"), e.command("down"))
+		}
+	}
+	return err
+}
+
+func (u *upCmd) up(e *env) error {
+	ctx, cancel := e.within(u.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
 	s, err := e.open(func(line string) { steps.say("%s", line) })
@@ -96,14 +108,6 @@ func (u *upCmd) Run(e *env) error {
 	return err
 }
 
-// because prefers why a context ended to that it ended.
-func because(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-	}
-	return err
-}
-
 // commandName is how a person calls this program again: by its name where the
 // shell finds it, else as it was called, and by go run where that made it.
 func commandName(called string) string {
@@ -148,15 +152,23 @@ type downCmd struct {
 
 // Run stops the cluster; one that does not run is no error.
 func (d *downCmd) Run(e *env) error {
-	ctx, cancel := context.WithTimeout(e.ctx, d.Timeout)
+	ctx, cancel := e.within(d.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
 	s, err := e.open(func(line string) { steps.say("%s", line) })
 	if err != nil {
 		return err
 	}
-	if d.Wipe {
-		return s.Cluster().Wipe(ctx)
+	if _, err := os.Stat(s.Cluster().Dir()); errors.Is(err, fs.ErrNotExist) {
+		steps.say("there is no cluster called %s", e.name)
+		return nil
 	}
-	return s.Cluster().Down(ctx)
+	down := s.Cluster().Down
+	if d.Wipe {
+		down = s.Cluster().Wipe
+	}
+	if err := down(ctx); err != nil {
+		return because(ctx, err)
+	}
+	return nil
 }

@@ -128,7 +128,7 @@ type vmsResult struct {
 
 // Run makes the machines and waits until they are a cluster.
 func (u *vmsUpCmd) Run(c *vmsCmd, e *env) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, u.Timeout, fmt.Errorf("it took longer than --timeout=%s", u.Timeout))
+	ctx, cancel := e.within(u.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
 	config := vms.Config{
@@ -247,8 +247,10 @@ Next:
 }
 
 func result(name string, v *vms.Environment, made *environment.Environment, problem error, took time.Duration) vmsResult {
-	r := vmsResult{Environment: name, Machines: v.Machines(), Settings: v.Settings(), Healthy: problem == nil,
-		Seconds: took.Seconds(), Variables: map[string]string{}}
+	r := vmsResult{
+		Environment: name, Machines: v.Machines(), Settings: v.Settings(), Healthy: problem == nil,
+		Seconds: took.Seconds(), Variables: map[string]string{},
+	}
 	if problem != nil {
 		r.Problem = problem.Error()
 	}
@@ -265,7 +267,7 @@ type vmsDestroyCmd struct {
 
 // Run removes everything; nothing to remove is no error.
 func (d *vmsDestroyCmd) Run(c *vmsCmd, e *env) error {
-	ctx, cancel := context.WithTimeout(e.ctx, d.Timeout)
+	ctx, cancel := e.within(d.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
 	v, err := c.open(e, vms.Config{}, func(line string) { steps.say("%s", line) })
@@ -279,7 +281,7 @@ func (d *vmsDestroyCmd) Run(c *vmsCmd, e *env) error {
 		steps.say("there is nothing called %s", c.Env)
 	}
 	if err := v.Destroy(ctx, d.KeepKeys); err != nil {
-		return err
+		return because(ctx, err)
 	}
 	steps.say("nothing is left of %s", c.Env)
 	return nil
@@ -352,7 +354,7 @@ type vmsReplaceCmd struct {
 
 // Run replaces one machine and waits until the cluster is healthy.
 func (r *vmsReplaceCmd) Run(c *vmsCmd, e *env) error {
-	ctx, cancel := context.WithTimeoutCause(e.ctx, r.Timeout, fmt.Errorf("it took longer than --timeout=%s", r.Timeout))
+	ctx, cancel := e.within(r.Timeout)
 	defer cancel()
 	_, made, err := c.made(e)
 	if err != nil {

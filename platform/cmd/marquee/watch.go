@@ -15,7 +15,34 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/marquee-ads/marquee/platform/stack"
 )
+
+type watchCmd struct {
+	Service string `arg:"" help:"The service, for example account."`
+	Method  string `placeholder:"SERVICE/METHOD" help:"What to call with an empty request. Default: a method of the service that changes nothing and that anyone may call."`
+	Rate    int    `default:"50" help:"Calls a second, through all gateways in turn."`
+}
+
+// Run watches until Ctrl-C.
+func (c *watchCmd) Run(e *env) error {
+	if c.Rate < 1 || c.Rate > 10000 {
+		return fmt.Errorf("--rate=%d: want 1 to 10000 calls a second", c.Rate)
+	}
+	return e.withAPI(func(_ *stack.Stack, d *door, a *api) error {
+		find, name := a.probe, c.Service
+		if c.Method != "" {
+			find, name = a.method, c.Method
+		}
+		method, err := find(name)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(e.stderr, "calling %s %d times a second through the gateways; Ctrl-C ends it\n", methodPath(method)[1:], c.Rate)
+		return watch(e.ctx, d, method, c.Rate, e.stdout)
+	})
+}
 
 // servedBy is the response header with the instance that answered.
 const servedBy = "x-served-by"

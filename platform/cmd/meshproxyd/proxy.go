@@ -50,11 +50,14 @@ func newProxy(behind *upstream, wait time.Duration, maxConnections int, log hclo
 		slots:    make(chan struct{}, maxConnections),
 		metrics: metrics{
 			open: prometheus.NewGauge(prometheus.GaugeOpts{
-				Name: "meshproxy_open_connections", Help: "Connections that are open now."}),
+				Name: "meshproxy_open_connections", Help: "Connections that are open now.",
+			}),
 			total: prometheus.NewCounterVec(prometheus.CounterOpts{
-				Name: "meshproxy_connections_total", Help: "Connections by how they fared: served, full, no_upstream."}, []string{"result"}),
+				Name: "meshproxy_connections_total", Help: "Connections by how they fared: served, full, no_upstream.",
+			}, []string{"result"}),
 			carried: prometheus.NewCounterVec(prometheus.CounterOpts{
-				Name: "meshproxy_bytes_total", Help: "Bytes carried on ended connections, in (to the upstream) and out."}, []string{"direction"}),
+				Name: "meshproxy_bytes_total", Help: "Bytes carried on ended connections, in (to the upstream) and out.",
+			}, []string{"direction"}),
 		},
 	}
 	register.MustRegister(p.metrics.open, p.metrics.total, p.metrics.carried)

@@ -54,8 +54,8 @@ func New(dir string, init ...string) (*Box, error) {
 // Dir is the box's folder.
 func (b *Box) Dir() string { return b.dir }
 
-// LogFile is where the box's own programs write.
-func (b *Box) LogFile() string { return filepath.Join(b.dir, "box.log") }
+// logFile is where the box's own programs write.
+func (b *Box) logFile() string { return filepath.Join(b.dir, "box.log") }
 
 // process is the init of a box and when it started, by which it is known: the
 // kernel gives numbers away again.
@@ -112,10 +112,10 @@ func (b *Box) link() string {
 	return filepath.Join(os.TempDir(), "marquee-box-"+hex.EncodeToString(sum[:6]))
 }
 
-// Socket is the path of libvirtd's socket, short enough for a socket's address:
+// shortSocket is the path of libvirtd's socket, short enough for a socket's address:
 // where the box's folder is too deep, it goes through a symbolic link that Up
 // makes and Down removes.
-func (b *Box) Socket() (string, error) {
+func (b *Box) shortSocket() (string, error) {
 	if len(b.socket()) <= maxSocketPath {
 		return b.socket(), nil
 	}
@@ -129,7 +129,7 @@ func (b *Box) Socket() (string, error) {
 
 // URI is how libvirt's clients outside of the box find its libvirtd.
 func (b *Box) URI() (string, error) {
-	socket, err := b.Socket()
+	socket, err := b.shortSocket()
 	if err != nil {
 		return "", err
 	}
@@ -138,7 +138,7 @@ func (b *Box) URI() (string, error) {
 
 // ensureLink makes the short way where the socket's own path is too long.
 func (b *Box) ensureLink() error {
-	if _, err := b.Socket(); err != nil || len(b.socket()) <= maxSocketPath {
+	if _, err := b.shortSocket(); err != nil || len(b.socket()) <= maxSocketPath {
 		return err
 	}
 	want := filepath.Join(b.dir, "run")
@@ -208,7 +208,7 @@ func (b *Box) Up(ctx context.Context) error {
 }
 
 func (b *Box) start(ctx context.Context) error {
-	log, err := os.Create(b.LogFile())
+	log, err := os.Create(b.logFile())
 	if err != nil {
 		return fmt.Errorf("make the box's log: %w", err)
 	}
@@ -251,7 +251,7 @@ func (b *Box) start(ctx context.Context) error {
 }
 
 func dial(ctx context.Context, b *Box) error {
-	socket, err := b.Socket()
+	socket, err := b.shortSocket()
 	if err != nil {
 		return err
 	}
@@ -282,7 +282,7 @@ func (b *Box) answers(ctx context.Context) error {
 
 // why is the end of the box's log, and what the common lines in it mean.
 func (b *Box) why() string {
-	text, err := os.ReadFile(b.LogFile())
+	text, err := os.ReadFile(b.logFile())
 	if err != nil || len(bytes.TrimSpace(text)) == 0 {
 		return ""
 	}

@@ -110,7 +110,7 @@ func TestADeepFolderIsReachedThroughAShortLink(t *testing.T) {
 	b := newBox(t, deep)
 	t.Setenv("TMPDIR", "/tmp")
 	require.NoError(t, b.Up(t.Context()))
-	socket, err := b.Socket()
+	socket, err := b.shortSocket()
 	require.NoError(t, err)
 	require.LessOrEqual(t, len(socket), maxSocketPath)
 	uri, err := b.URI()

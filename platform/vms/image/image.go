@@ -23,12 +23,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/release"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
 //go:embed files
-var files embed.FS
+var embedded embed.FS
 
 // suite is the Debian that machines run.
 const suite = "bookworm"
@@ -109,11 +110,14 @@ func Ensure(ctx context.Context, o Options) (Image, error) {
 	if err := os.MkdirAll(Folder(o.Root), 0o755); err != nil {
 		return Image{}, fmt.Errorf("make the images' folder: %w", err)
 	}
-	unlock, err := lock(ctx, o)
+	// One process builds at a time.
+	lock, err := files.Lock(ctx, filepath.Join(Folder(o.Root), "lock"), func() {
+		o.say("another process builds an image: waiting for it")
+	})
 	if err != nil {
-		return Image{}, err
+		return Image{}, fmt.Errorf("build the machines' image: %w", err)
 	}
-	defer unlock()
+	defer lock.Close()
 	if found, err := Open(o.Root, stamp); err == nil && !o.Fresh {
 		return found, nil
 	}
@@ -168,11 +172,11 @@ func (in inputs) stamp() (string, error) {
 		fmt.Fprintf(h, "%q %x\n", name, one.Sum(nil))
 		return nil
 	}
-	if err := fs.WalkDir(files, "files", func(path string, d fs.DirEntry, err error) error {
+	if err := fs.WalkDir(embedded, "files", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		f, err := files.Open(path)
+		f, err := embedded.Open(path)
 		if err != nil {
 			return err
 		}
@@ -205,36 +209,6 @@ func (in inputs) stamp() (string, error) {
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:12], nil
-}
-
-// lock lets one process build at a time; the kernel gives it back when its
-// holder dies.
-func lock(ctx context.Context, o Options) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(Folder(o.Root), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("lock the images' folder: %w", err)
-	}
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock the images' folder: %w", err)
-		}
-		if first {
-			o.say("another process builds an image: waiting for it")
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for another process that builds an image: %w", ctx.Err())
-		case <-tick.C:
-		}
-	}
 }
 
 // build makes the image beside its place and renames it into it.
@@ -345,7 +319,7 @@ func stage(work string, in inputs) error {
 		}
 	}
 	for name, mode := range map[string]os.FileMode{"customize.sh": 0o755, "masked": 0o644, "modprobe.conf": 0o644} {
-		text, err := files.ReadFile("files/" + name)
+		text, err := embedded.ReadFile("files/" + name)
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/marquee-ads/marquee/services/account"
@@ -93,11 +94,31 @@ func (s *Store) ReplacePasswordHash(ctx context.Context, accountID, oldHash, new
 	})
 }
 
-// ChangePassword implements account.Store.
+// endedAtOnce is how many sessions one statement ends: an account may have so
+// many that ending all of them takes longer than a statement may.
+const endedAtOnce = 2000
+
+// ChangePassword implements account.Store. It ends the newest sessions in the
+// transaction that stores the password, and those behind them before, in short
+// ones: when it fails in between it can be repeated.
 func (s *Store) ChangePassword(ctx context.Context, generation int, newHash string, event account.Event) ([]account.Session, error) {
+	var all []account.Session
+	for {
+		var ended []account.Session
+		err := s.call(ctx, func(ctx context.Context) (err error) {
+			ended, err = endOthers(ctx, s.q, event, endedAtOnce, endedAtOnce)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ended...)
+		if len(ended) < endedAtOnce {
+			break
+		}
+	}
 	var ended []account.Session
 	err := s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
-		ended = nil
 		changed, err := q.ChangePassword(ctx, query.ChangePasswordParams{AccountID: event.AccountID, NewHash: newHash, PasswordGeneration: int32(generation)})
 		switch {
 		case err != nil:
@@ -105,19 +126,28 @@ func (s *Store) ChangePassword(ctx context.Context, generation int, newHash stri
 		case changed == 0:
 			return account.ErrPasswordChanged
 		}
-		rows, err := q.EndOtherSessions(ctx, query.EndOtherSessionsParams{
-			AccountID: event.AccountID, KeepSessionID: event.SessionID, Now: event.Time, EndReason: string(account.EndPasswordChanged),
-		})
-		if err != nil {
+		// All that are left, and those that were opened meanwhile.
+		if ended, err = endOthers(ctx, q, event, 0, math.MaxInt64); err != nil {
 			return err
-		}
-		for _, r := range rows {
-			ended = append(ended, account.Session{
-				ID: r.SessionID, AccountID: event.AccountID, TokenExpireTime: r.TokenExpireTime.UTC(),
-				EndTime: event.Time, EndReason: account.EndPasswordChanged,
-			})
 		}
 		return insertEvent(ctx, q, event)
 	})
+	return append(all, ended...), err
+}
+
+// endOthers ends sessions of the event's account other than the event's, behind
+// the newest so many.
+func endOthers(ctx context.Context, q *query.Queries, event account.Event, newest, most int64) ([]account.Session, error) {
+	rows, err := q.EndOtherSessions(ctx, query.EndOtherSessionsParams{
+		AccountID: event.AccountID, KeepSessionID: event.SessionID, Now: event.Time, EndReason: string(account.EndPasswordChanged),
+		Newest: newest, Batch: most,
+	})
+	ended := make([]account.Session, len(rows))
+	for i, r := range rows {
+		ended[i] = account.Session{
+			ID: r.SessionID, AccountID: event.AccountID, TokenExpireTime: r.TokenExpireTime.UTC(),
+			EndTime: event.Time, EndReason: account.EndPasswordChanged,
+		}
+	}
 	return ended, err
 }

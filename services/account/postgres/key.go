@@ -8,6 +8,10 @@ import (
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
 )
 
+// rotationLock is the name of the advisory lock that whoever rotates the signing
+// keys holds.
+const rotationLock int64 = 0x6d617271_0002
+
 // SigningKeys implements account.KeyStore.
 func (s *Store) SigningKeys(ctx context.Context, now time.Time) ([]account.Key, error) {
 	var rows []query.SigningKey

@@ -1,189 +1,66 @@
-// Package postgres keeps accounts, sessions and signing keys in Postgres.
+// Package postgres keeps accounts, sessions, organisations and signing keys in
+// Postgres.
 package postgres
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
-	"net/url"
-	"strconv"
-	"time"
+	"io/fs"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
 )
 
-// How long things may take. The server's limits stand below the client's, so
-// that it is the server that gives up first, with a clean error.
-const (
-	connectTimeout   = 3 * time.Second
-	statementTimeout = 4 * time.Second
-	lockTimeout      = 3 * time.Second
-	idleInTxTimeout  = 10 * time.Second
-	callTimeout      = 5 * time.Second
-	migrationTimeout = 10 * time.Minute
-)
-
-// Config says where the database is.
-type Config struct {
-	// Host is a host name, an address, or the folder of a Unix socket. It is not
-	// used when Dial is set. The connection to it is not encrypted.
-	Host string
-	Port uint16
-	// Dial opens a connection, for example through the mesh; nil dials Host.
-	Dial func(context.Context) (net.Conn, error)
-
-	Database string
-	User     string
-	Password string
-	// MaxConns bounds the connections of this process. Postgres allows 100 in
-	// all by default, which the instances share.
-	MaxConns int
-	// Settings are further run-time parameters of each connection.
-	Settings map[string]string
-}
+//go:embed migrations/*.sql
+var migrations embed.FS
 
 // Store implements account.Store and account.KeyStore.
 type Store struct {
-	pool *pgxpool.Pool
-	q    *query.Queries
-	log  hclog.Logger
+	db *database.Database
+	q  *query.Queries
 }
 
-// Open makes a store. It does not connect: WaitUntilThere does.
-func Open(ctx context.Context, cfg Config, log hclog.Logger) (*Store, error) {
-	pc, err := pgxpool.ParseConfig(cfg.url())
+// New keeps them in a database, which Prepare makes ready.
+func New(db *database.Database) *Store { return &Store{db: db, q: query.New(db.Pool())} }
+
+// Prepare waits for the database, brings its schema up to date, and does what
+// else is needed of it before it is used: database.Database.Prepare.
+func (s *Store) Prepare(ctx context.Context, then ...func(context.Context) error) error {
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
-		// pgx leaves the password out of its errors.
-		return nil, fmt.Errorf("the database's address: %w", err)
+		return fmt.Errorf("finding the migrations: %w", err)
 	}
-	cc := pc.ConnConfig
-	cc.Password = cfg.Password
-	cc.ConnectTimeout = connectTimeout
-	maps.Copy(cc.RuntimeParams, map[string]string{
-		"application_name":                    "account",
-		"timezone":                            "UTC",
-		"statement_timeout":                   milliseconds(statementTimeout),
-		"lock_timeout":                        milliseconds(lockTimeout),
-		"idle_in_transaction_session_timeout": milliseconds(idleInTxTimeout),
-	})
-	maps.Copy(cc.RuntimeParams, cfg.Settings)
-	if cfg.Dial != nil {
-		cc.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) { return cfg.Dial(ctx) }
-		cc.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	}
-	pc.MaxConns = int32(cfg.MaxConns)
-	pc.MinIdleConns = 1
-	pc.MaxConnLifetime = 30 * time.Minute
-	pc.MaxConnLifetimeJitter = 5 * time.Minute
-	pc.MaxConnIdleTime = 5 * time.Minute
-	pc.HealthCheckPeriod = 15 * time.Second
-	pc.PingTimeout = 2 * time.Second
-	pool, err := pgxpool.NewWithConfig(ctx, pc)
-	if err != nil {
-		return nil, fmt.Errorf("making the connection pool: %w", err)
-	}
-	return &Store{pool: pool, q: query.New(pool), log: log}, nil
+	return s.db.Prepare(ctx, files, then...)
 }
 
-func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-
-// url is everything but the password. The mesh, the socket's folder or loopback
-// secures the connection, so that TLS inside it would only cost. To any other
-// host it is not encrypted: accountd refuses those in production.
-func (c Config) url() string {
-	host := c.Host
-	if c.Dial != nil {
-		host = "mesh"
-	}
-	values := url.Values{"host": {host}, "user": {c.User}, "dbname": {c.Database}, "sslmode": {"disable"}}
-	if c.Port != 0 {
-		values.Set("port", strconv.Itoa(int(c.Port)))
-	}
-	return "postgres:///?" + values.Encode()
-}
-
-// Close closes the connections when they are no longer used.
-func (s *Store) Close() { s.pool.Close() }
-
-// Ping says whether the database answers: readiness follows it.
-func (s *Store) Ping(ctx context.Context) error {
-	return s.read(ctx, s.pool.Ping)
-}
-
-// WaitUntilThere waits until the database answers, with a line in the log when
-// it does not yet, and fails when ctx ends first or when the database refuses
-// this role or password, which waiting does not change.
-func (s *Store) WaitUntilThere(ctx context.Context) error {
-	const first, last = 100 * time.Millisecond, 2 * time.Second
-	began, told := time.Now(), time.Time{}
-	var why error
-	for pause := first; ; pause = min(2*pause, last) {
-		err := s.pool.Ping(ctx)
-		if ctx.Err() != nil {
-			return fmt.Errorf("waiting for the database: %w (%w)", context.Cause(ctx), errors.Join(why, err))
-		}
-		why = err
-		if err == nil {
-			if !told.IsZero() {
-				s.log.Info("the database is there", "waited", time.Since(began).Round(time.Millisecond))
-			}
-			return nil
-		}
-		var refused *pgconn.PgError
-		if errors.As(err, &refused) && (refused.Code == codeInvalidPassword || refused.Code == codeInvalidAuthorization) {
-			return fmt.Errorf("logging in to the database: %w", err)
-		}
-		if time.Since(told) >= 5*time.Second {
-			s.log.Info("waiting for the database", "error", err)
-			told = time.Now()
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-	}
-}
-
-// call runs one use of the database within its time and translates what goes
-// wrong.
 func (s *Store) call(ctx context.Context, use func(context.Context) error) error {
-	within, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	err := use(within)
-	if broke(err) {
-		// What ended one connection (a restarted proxy, or database) has ended the
-		// idle ones in the pool as well.
-		s.pool.Reset()
-	}
-	return translate(ctx, err)
+	return translate(s.db.Call(ctx, use))
 }
 
-// read is call for a use that changes nothing: when the connection broke under
-// it, it is tried once more on a new one.
 func (s *Store) read(ctx context.Context, use func(context.Context) error) error {
-	var first error
-	err := s.call(ctx, func(ctx context.Context) error {
-		first = use(ctx)
-		return first
-	})
-	if broke(first) && ctx.Err() == nil {
-		return s.call(ctx, use)
+	return translate(s.db.Read(ctx, use))
+}
+
+func (s *Store) transact(ctx context.Context, use func(context.Context, *query.Queries) error) error {
+	return translate(s.db.Transact(ctx, func(ctx context.Context, tx pgx.Tx) error { return use(ctx, s.q.WithTx(tx)) }))
+}
+
+// translate is the one place that turns what the database says into what the
+// domain knows.
+func translate(err error) error {
+	switch {
+	case none(err):
+		return account.ErrNotFound.Because(err)
+	case database.Violated(err) == "accounts_name_key_unique":
+		return account.ErrNameTaken.Because(err)
 	}
 	return err
 }
 
-// transact is call in one transaction.
-func (s *Store) transact(ctx context.Context, use func(context.Context, *query.Queries) error) error {
-	return s.call(ctx, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return use(ctx, s.q.WithTx(tx)) })
-	})
-}
+// none says whether a query found no row.
+func none(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

@@ -2,12 +2,11 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"strings"
 	"sync"
 	"testing"
@@ -17,9 +16,11 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
@@ -40,28 +41,26 @@ func TestPostgres(t *testing.T) {
 	t.Run("Organisations", s.organisations)
 	t.Run("RotateSigningKeys", s.rotate)
 	t.Run("Sweep", s.sweep)
-	t.Run("Unavailable", s.unavailable)
-	t.Run("WaitUntilThere", s.waitUntilThere)
 }
 
-func (s tests) config(t *testing.T) Config {
+func (s tests) config(t *testing.T) database.Config {
 	t.Helper()
 	name, _, _ := strings.Cut(strings.TrimPrefix(s.pg.Database(t), "postgres:///"), "?")
-	return Config{Host: s.pg.SocketDir(t), Database: name, User: "test", MaxConns: 4}
+	return database.Config{Application: "account", Host: s.pg.SocketDir(t), Name: name, User: "test", MaxConns: 4}
 }
 
-func open(t *testing.T, cfg Config) *Store {
+func open(t *testing.T, cfg database.Config) *Store {
 	t.Helper()
-	store, err := Open(t.Context(), cfg, hclog.NewNullLogger())
+	db, err := database.Open(t.Context(), cfg, hclog.NewNullLogger())
 	require.NoError(t, err)
-	t.Cleanup(store.Close)
-	return store
+	t.Cleanup(db.Close)
+	return New(db)
 }
 
 func (s tests) store(t *testing.T) *Store {
 	t.Helper()
 	store := open(t, s.config(t))
-	require.NoError(t, store.Migrate(t.Context()))
+	require.NoError(t, store.Prepare(t.Context()))
 	return store
 }
 
@@ -90,44 +89,42 @@ func (s tests) migrate(t *testing.T) {
 		stores[n] = open(t, cfg)
 	}
 	for n := range stores {
-		all.Go(func() { errs[n] = stores[n].Migrate(t.Context()) })
+		all.Go(func() { errs[n] = stores[n].Prepare(t.Context()) })
 	}
 	all.Wait()
 	require.NoError(t, errors.Join(errs...))
-	require.NoError(t, stores[0].Migrate(t.Context()), "again")
+	require.NoError(t, stores[0].Prepare(t.Context()), "again")
 	var applied int
-	require.NoError(t, stores[0].pool.QueryRow(t.Context(), "SELECT count(*) FROM goose_db_version WHERE version_id > 0").Scan(&applied))
+	require.NoError(t, stores[0].db.Pool().QueryRow(t.Context(), "SELECT count(*) FROM goose_db_version WHERE version_id > 0").Scan(&applied))
 	files, err := migrations.ReadDir("migrations")
 	require.NoError(t, err)
 	require.Equal(t, len(files), applied)
 
 	t.Run("OKDownAndUpAgain", func(t *testing.T) {
-		db := stdlib.OpenDB(*stores[0].pool.Config().ConnConfig.Copy())
+		db := stdlib.OpenDB(*stores[0].db.Pool().Config().ConnConfig.Copy())
 		defer db.Close()
-		p, err := provider(db)
-		require.NoError(t, err)
-		_, err = p.DownTo(t.Context(), 0)
+		p := provider(t, db)
+		_, err := p.DownTo(t.Context(), 0)
 		require.NoError(t, err)
 		var left int
-		require.NoError(t, stores[0].pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_class
+		require.NoError(t, stores[0].db.Pool().QueryRow(t.Context(), `SELECT count(*) FROM pg_class
 			WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'goose_db_version'`).Scan(&left))
 		require.Zero(t, left)
-		require.NoError(t, stores[0].Migrate(t.Context()))
+		require.NoError(t, stores[0].Prepare(t.Context()))
 	})
 	t.Run("OKSessionsOfTheVersionBefore", func(t *testing.T) {
 		// What is stored already is carried over.
 		store := open(t, s.config(t))
-		db := stdlib.OpenDB(*store.pool.Config().ConnConfig.Copy())
+		db := stdlib.OpenDB(*store.db.Pool().Config().ConnConfig.Copy())
 		defer db.Close()
-		p, err := provider(db)
+		p := provider(t, db)
+		_, err := p.UpTo(t.Context(), 1)
 		require.NoError(t, err)
-		_, err = p.UpTo(t.Context(), 1)
+		_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO accounts (account_id, name, name_key, password_hash, create_time) VALUES ('acc_one', 'Ada', 'ada', $1, $2)`, hash, noon())
 		require.NoError(t, err)
-		_, err = store.pool.Exec(t.Context(), `INSERT INTO accounts (account_id, name, name_key, password_hash, create_time) VALUES ('acc_one', 'Ada', 'ada', $1, $2)`, hash, noon())
+		_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time, end_time) VALUES ('ses_1', 'acc_one', $1, $2, $1)`, noon(), noon().Add(account.TokenLifetime))
 		require.NoError(t, err)
-		_, err = store.pool.Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time, end_time) VALUES ('ses_1', 'acc_one', $1, $2, $1)`, noon(), noon().Add(account.TokenLifetime))
-		require.NoError(t, err)
-		require.NoError(t, store.Migrate(t.Context()))
+		require.NoError(t, store.Prepare(t.Context()))
 		sessions, err := store.ListSessions(t.Context(), "acc_one", "", 9)
 		require.NoError(t, err)
 		require.Len(t, sessions, 1)
@@ -139,25 +136,23 @@ func (s tests) migrate(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, account.Granted{}, granted)
 	})
+}
 
-	t.Run("ErrContext", func(t *testing.T) {
-		store := open(t, s.config(t))
-		holder, err := store.pool.Acquire(t.Context())
-		require.NoError(t, err)
-		defer holder.Release()
-		_, err = holder.Exec(t.Context(), "SELECT pg_advisory_lock($1)", migrationLock)
-		require.NoError(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		require.ErrorIs(t, store.Migrate(ctx), context.DeadlineExceeded, "it does not wait for the turn")
-	})
+// provider migrates step by step.
+func provider(t *testing.T, db *sql.DB) *goose.Provider {
+	t.Helper()
+	files, err := fs.Sub(migrations, "migrations")
+	require.NoError(t, err)
+	p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithDisableGlobalRegistry(true))
+	require.NoError(t, err)
+	return p
 }
 
 // schema holds the house's rules: every table says what it is for, and no
 // constraint has a name that Postgres made up.
 func (s tests) schema(t *testing.T) {
 	store := s.store(t)
-	rows, err := store.pool.Query(t.Context(), `SELECT c.relname, coalesce(obj_description(c.oid), '') FROM pg_class c
+	rows, err := store.db.Pool().Query(t.Context(), `SELECT c.relname, coalesce(obj_description(c.oid), '') FROM pg_class c
 		WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relname <> 'goose_db_version'`)
 	require.NoError(t, err)
 	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
@@ -178,7 +173,7 @@ func (s tests) schema(t *testing.T) {
 		require.NoError(t, err)
 		text += string(content)
 	}
-	rows, err = store.pool.Query(t.Context(), `SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+	rows, err = store.db.Pool().Query(t.Context(), `SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace
 		AND contype <> 'n' AND conrelid <> 'goose_db_version'::regclass`)
 	require.NoError(t, err)
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -218,7 +213,7 @@ func (s tests) createAccount(t *testing.T) {
 	})
 	t.Run("OKWaitsForTheSameRequest", func(t *testing.T) {
 		// One that claimed the id and is not done yet makes the other wait.
-		tx, err := store.pool.Begin(t.Context())
+		tx, err := store.db.Pool().Begin(t.Context())
 		require.NoError(t, err)
 		slow := signUp("slow", "Slow")
 		_, err = store.q.WithTx(tx).ClaimRequestID(t.Context(), claim(slow))
@@ -250,7 +245,7 @@ func (s tests) createAccount(t *testing.T) {
 		var pg *pgconn.PgError
 		require.ErrorAs(t, err, &pg)
 		require.Equal(t, "accounts_password_hash_is_phc", pg.ConstraintName)
-		require.NotErrorIs(t, err, account.ErrDatabaseUnavailable)
+		require.NotErrorIs(t, err, database.ErrUnavailable)
 	})
 }
 
@@ -259,7 +254,7 @@ func (s tests) waitForLock(t *testing.T, store *Store) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		var waiting bool
-		err := store.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+		err := store.db.Pool().QueryRow(t.Context(), `SELECT EXISTS (SELECT 1 FROM pg_stat_activity
 			WHERE wait_event_type = 'Lock' AND datname = current_database())`).Scan(&waiting)
 		return err == nil && waiting
 	}, 5*time.Second, 5*time.Millisecond, "nobody waits")
@@ -397,7 +392,7 @@ func (s tests) sessions(t *testing.T) {
 	})
 	t.Run("OKOfTheVersionBefore", func(t *testing.T) {
 		// Its log-ins fill no columns that it does not know.
-		_, err := store.pool.Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
+		_, err := store.db.Pool().Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
 			VALUES ('ses_0', 'acc_one', $1, $2)`, noon(), noon().Add(account.TokenLifetime))
 		require.NoError(t, err)
 		sessions, err := store.ListSessions(t.Context(), "acc_one", "ses_1", 9)
@@ -422,6 +417,30 @@ func (s tests) sessions(t *testing.T) {
 		require.Equal(t, hash+"new", found.Hash)
 		require.Equal(t, 1, found.Generation)
 	})
+	t.Run("OKChangePasswordOfVeryMany", func(t *testing.T) {
+		up := signUp("many", "Many")
+		_, err := store.CreateAccount(t.Context(), up, hash, signUpEvent(up))
+		require.NoError(t, err)
+		const sessions = 2*endedAtOnce + 500
+		_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time, expire_time)
+			SELECT 'ses_many_' || n, 'acc_many', $1, $2, $3 FROM generate_series(1, $4) AS n`, noon(), noon().Add(account.TokenLifetime), noon().Add(account.SessionIdle), sessions)
+		require.NoError(t, err)
+		e := account.Event{ID: "evt_many_password", Time: noon(), Kind: account.PasswordChanged, AccountID: "acc_many", ActorID: "acc_many", SessionID: "ses_many_7"}
+		ended, err := store.ChangePassword(t.Context(), 0, hash+"new", e)
+		require.NoError(t, err)
+		ids := map[string]bool{}
+		for _, session := range ended {
+			ids[session.ID] = true
+		}
+		require.Len(t, ids, sessions-1)
+		require.False(t, ids["ses_many_7"])
+		var open, most int
+		require.NoError(t, store.db.Pool().QueryRow(t.Context(), `SELECT count(*) FROM sessions WHERE account_id = 'acc_many' AND end_time IS NULL`).Scan(&open))
+		require.Equal(t, 1, open)
+		require.NoError(t, store.db.Pool().QueryRow(t.Context(), `SELECT max(ended) FROM (
+			SELECT count(*) AS ended FROM sessions WHERE account_id = 'acc_many' AND end_reason = 'PASSWORD_CHANGED' GROUP BY xmin::text) AS by_transaction`).Scan(&most))
+		require.LessOrEqual(t, most, endedAtOnce, "one transaction ends more than it has time for")
+	})
 	t.Run("ErrPasswordChanged", func(t *testing.T) {
 		_, err := store.ChangePassword(t.Context(), 0, hash, sessionEvent("evt_late", "ses_2", account.PasswordChanged))
 		require.ErrorIs(t, err, account.ErrPasswordChanged)
@@ -432,7 +451,7 @@ func (s tests) sessions(t *testing.T) {
 	t.Run("ErrPasswordChangedMeanwhile", func(t *testing.T) {
 		// A log-in that began before a new password is stored waits for it, and is
 		// refused: the new password ends all sessions of the old one.
-		tx, err := store.pool.Begin(t.Context())
+		tx, err := store.db.Pool().Begin(t.Context())
 		require.NoError(t, err)
 		_, err = store.q.WithTx(tx).ChangePassword(t.Context(), query.ChangePasswordParams{AccountID: "acc_one", PasswordGeneration: 1, NewHash: hash})
 		require.NoError(t, err)
@@ -599,8 +618,8 @@ func (s tests) organisations(t *testing.T) {
 			if err := tx.PutAPIKey(ctx, k); err != nil {
 				return err
 			}
-			for now, want := range map[time.Time]int{noon(): 1, noon().Add(time.Hour): 0} {
-				n, _ := tx.CountAPIKeys(ctx, "org_1", now)
+			for moment, want := range map[time.Time]int{noon(): 1, noon().Add(time.Hour): 0} {
+				n, _ := tx.CountAPIKeys(ctx, "org_1", moment)
 				require.Equal(t, want, n)
 			}
 			stored, err := tx.APIKey(ctx, "apk_1")
@@ -725,30 +744,30 @@ func (s tests) rotate(t *testing.T) {
 func (s tests) sweep(t *testing.T) {
 	store := s.store(t)
 	const many = sweepBatch + 234
-	_, err := store.pool.Exec(t.Context(), `INSERT INTO accounts (account_id, name, name_key, password_hash, create_time)
+	_, err := store.db.Pool().Exec(t.Context(), `INSERT INTO accounts (account_id, name, name_key, password_hash, create_time)
 		SELECT 'acc_' || n, 'name' || n, 'name' || n, $1, $2 FROM generate_series(1, $3) AS n`, hash, noon(), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time)
 		SELECT 'ses_' || n, 'acc_' || n, $1, $2 FROM generate_series(1, $3) AS n`, noon(), noon().Add(account.TokenLifetime), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO sign_ups (request_id, fingerprint, account_id, expire_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO sign_ups (request_id, fingerprint, account_id, expire_time)
 		SELECT 'request_' || n, decode(repeat('00', 32), 'hex'), 'acc_' || n, $1 FROM generate_series(1, $2) AS n`, noon().Add(24*time.Hour), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO log_in_failures (failure_key, free_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO log_in_failures (failure_key, free_time)
 		SELECT 'failure_' || n, $1 FROM generate_series(1, $2) AS n`, noon().Add(2*time.Hour), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO audit_events (event_id, event_time, kind, account_id, actor_id, session_id, address)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO audit_events (event_id, event_time, kind, account_id, actor_id, session_id, address)
 		SELECT 'evt_' || n, $1, 'LOGGED_IN', 'acc_' || n, '', '', '' FROM generate_series(1, $2) AS n`, noon(), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO organisations VALUES ('org_1', 'Acme', 'ADVERTISER', $1)`, noon())
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO organisations VALUES ('org_1', 'Acme', 'ADVERTISER', $1)`, noon())
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO invitations (invitation_id, organisation_id, role, inviter_id, create_time, expire_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO invitations (invitation_id, organisation_id, role, inviter_id, create_time, expire_time)
 		SELECT 'inv_' || n, 'org_1', 'viewer', '', $1, $2 FROM generate_series(1, $3) AS n`, noon(), noon().Add(48*time.Hour), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO api_keys (api_key_id, organisation_id, name, role, secret_hash, creator_id, create_time, expire_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO api_keys (api_key_id, organisation_id, name, role, secret_hash, creator_id, create_time, expire_time)
 		SELECT 'apk_' || n, 'org_1', 'x', 'viewer', decode(repeat('00', 32), 'hex'), '', $1, $2 FROM generate_series(1, $3) AS n`, noon(), noon().Add(72*time.Hour), many)
 	require.NoError(t, err)
-	_, err = store.pool.Exec(t.Context(), `INSERT INTO requests (caller_id, request_id, fingerprint, result_id, expire_time)
+	_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO requests (caller_id, request_id, fingerprint, result_id, expire_time)
 		SELECT 'acc_' || n, 'request', decode(repeat('00', 32), 'hex'), '', $1 FROM generate_series(1, $2) AS n`, noon().Add(25*time.Hour), many)
 	require.NoError(t, err)
 	old := key("key_1", noon())
@@ -789,148 +808,18 @@ func (s tests) sweep(t *testing.T) {
 	require.Len(t, left, 1)
 }
 
-func (s tests) unavailable(t *testing.T) {
-	cfg := s.config(t)
-	cfg.Settings = map[string]string{"statement_timeout": "100", "lock_timeout": "50"}
-	store := open(t, cfg)
-	require.NoError(t, store.Migrate(t.Context()))
-	exec := func(ctx context.Context, sql string) error {
-		return store.call(ctx, func(ctx context.Context) error { _, err := store.pool.Exec(ctx, sql); return err })
-	}
-	t.Run("OKSettings", func(t *testing.T) {
-		plain := open(t, s.config(t))
-		for setting, want := range map[string]string{
-			"statement_timeout": "4s", "lock_timeout": "3s", "idle_in_transaction_session_timeout": "10s", "TimeZone": "UTC", "application_name": "account",
-		} {
-			var got string
-			require.NoError(t, plain.pool.QueryRow(t.Context(), "SELECT current_setting($1)", setting).Scan(&got))
-			require.Equal(t, want, got, setting)
-		}
-	})
-	t.Run("ErrStatementTimeout", func(t *testing.T) {
-		require.ErrorIs(t, exec(t.Context(), "SELECT pg_sleep(5)"), account.ErrDatabaseUnavailable)
-	})
-	t.Run("ErrLockTimeout", func(t *testing.T) {
-		tx, err := store.pool.Begin(t.Context())
-		require.NoError(t, err)
-		defer tx.Rollback(context.WithoutCancel(t.Context()))
-		_, err = tx.Exec(t.Context(), "LOCK TABLE accounts")
-		require.NoError(t, err)
-		_, err = store.FindAccount(t.Context(), "acc_1")
-		require.ErrorIs(t, err, account.ErrDatabaseUnavailable)
-	})
-	t.Run("ErrTerminated", func(t *testing.T) {
-		require.ErrorIs(t, exec(t.Context(), "SELECT pg_terminate_backend(pg_backend_pid())"), account.ErrDatabaseUnavailable)
-		require.NoError(t, exec(t.Context(), "SELECT 1"), "the pool does not recover")
-	})
-	t.Run("ErrContext", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		err := exec(ctx, "SELECT pg_sleep(5)")
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.NotErrorIs(t, err, account.ErrDatabaseUnavailable)
-	})
-	t.Run("ErrRefused", func(t *testing.T) {
-		cfg := cfg
-		cfg.Host = t.TempDir()
-		require.ErrorIs(t, open(t, cfg).Ping(t.Context()), account.ErrDatabaseUnavailable)
-	})
-	t.Run("ErrPoolBusy", func(t *testing.T) {
-		for range cfg.MaxConns {
-			conn, err := store.pool.Acquire(t.Context())
-			require.NoError(t, err)
-			defer conn.Release()
-		}
-		require.ErrorIs(t, store.Ping(t.Context()), account.ErrDatabaseUnavailable)
-	})
-	t.Run("ErrCutOff", func(t *testing.T) {
-		// A connection through the mesh that breaks in the middle of an answer.
-		cfg := cfg
-		var (
-			mu    sync.Mutex
-			conns []net.Conn
-		)
-		cfg.Dial = func(ctx context.Context) (net.Conn, error) {
-			conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(cfg.Host, ".s.PGSQL.5432"))
-			mu.Lock()
-			defer mu.Unlock()
-			conns = append(conns, conn)
-			return conn, err
-		}
-		cfg.Settings = nil
-		store := open(t, cfg)
-		require.NoError(t, store.Ping(t.Context()))
-		answer := make(chan error, 1)
-		go func() {
-			answer <- store.call(t.Context(), func(ctx context.Context) error { _, err := store.pool.Exec(ctx, "SELECT pg_sleep(3)"); return err })
-		}()
-		require.Eventually(t, func() bool {
-			var busy bool
-			err := store.pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(3)' AND state = 'active')").Scan(&busy)
-			return err == nil && busy
-		}, 5*time.Second, 5*time.Millisecond)
-		mu.Lock()
-		for _, c := range conns {
-			// The pool may have closed idle ones before.
-			if err := c.Close(); !errors.Is(err, net.ErrClosed) {
-				require.NoError(t, err)
-			}
-		}
-		mu.Unlock()
-		require.ErrorIs(t, <-answer, account.ErrDatabaseUnavailable, "a use that may have had an effect is tried again")
-		require.NoError(t, store.Ping(t.Context()), "the pool does not recover")
-
-		// Reading is tried again by itself.
-		mu.Lock()
-		for _, c := range conns {
-			_ = c.Close() // the first ones are closed already
-		}
-		mu.Unlock()
-		_, err := store.FindAccount(t.Context(), "acc_1")
-		require.ErrorIs(t, err, account.ErrNotFound)
-	})
-}
-
-func (s tests) waitUntilThere(t *testing.T) {
-	t.Run("OK", func(t *testing.T) {
-		require.NoError(t, open(t, s.config(t)).WaitUntilThere(t.Context()))
-	})
-	t.Run("ErrContext", func(t *testing.T) {
-		cfg := s.config(t)
-		cfg.Host = t.TempDir()
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		err := open(t, cfg).WaitUntilThere(ctx)
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.ErrorIs(t, err, os.ErrNotExist, "it does not say why")
-	})
-	t.Run("ErrRole", func(t *testing.T) {
-		cfg := s.config(t)
-		cfg.User = "nobody-we-know"
-		require.ErrorContains(t, open(t, cfg).WaitUntilThere(t.Context()), "logging in to the database")
-	})
-}
-
 func TestTranslate(t *testing.T) {
-	for _, code := range []string{"25P03", "25006", "40001", "40P01", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "08000", "08006"} {
-		t.Run("ErrDatabaseUnavailable/"+code, func(t *testing.T) {
-			err := translate(t.Context(), fmt.Errorf("querying: %w", &pgconn.PgError{Code: code}))
-			require.ErrorIs(t, err, account.ErrDatabaseUnavailable)
-		})
-	}
 	for name, tc := range map[string]struct{ err, want error }{
 		"OK":               {nil, nil},
-		"ErrNotFound":      {pgx.ErrNoRows, account.ErrNotFound},
+		"ErrNotFound":      {fmt.Errorf("x: %w", pgx.ErrNoRows), account.ErrNotFound},
 		"ErrNameTaken":     {&pgconn.PgError{Code: "23505", ConstraintName: "accounts_name_key_unique"}, account.ErrNameTaken},
 		"ErrFault":         {fmt.Errorf("x: %w", account.ErrOverloaded), account.ErrOverloaded},
-		"ErrEOF":           {io.ErrUnexpectedEOF, account.ErrDatabaseUnavailable},
-		"ErrNetwork":       {&net.OpError{Op: "read", Err: errors.New("reset")}, account.ErrDatabaseUnavailable},
-		"ErrTimeForACall":  {context.DeadlineExceeded, account.ErrDatabaseUnavailable},
+		"ErrUnavailable":   {database.ErrUnavailable.Because(io.EOF), database.ErrUnavailable},
 		"ErrOther":         {io.ErrNoProgress, io.ErrNoProgress},
 		"ErrOtherConflict": {&pgconn.PgError{Code: "23505", ConstraintName: "accounts_pkey"}, &pgconn.PgError{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := translate(t.Context(), tc.err)
+			got := translate(tc.err)
 			var pg *pgconn.PgError
 			if errors.As(tc.want, &pg) {
 				require.ErrorAs(t, got, &pg)

@@ -13,15 +13,11 @@ import (
 
 // CreateOrganisation makes an organisation.
 func (s *Server) CreateOrganisation(ctx context.Context, req *accountv1.CreateOrganisationRequest) (*accountv1.CreateOrganisationResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
 	kind := account.KindAdvertiser
 	if req.GetKind() == accountv1.OrganisationKind_ORGANISATION_KIND_DISPLAY_OWNER {
 		kind = account.KindDisplayOwner
 	}
-	made, err := s.service.CreateOrganisation(ctx, caller, req.GetRequestId(), req.GetName(), kind, origin(ctx))
+	made, err := s.service.CreateOrganisation(ctx, caller(ctx), req.GetRequestId(), req.GetName(), kind, origin(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -30,11 +26,7 @@ func (s *Server) CreateOrganisation(ctx context.Context, req *accountv1.CreateOr
 
 // ListOrganisations returns a page of the caller's organisations.
 func (s *Server) ListOrganisations(ctx context.Context, req *accountv1.ListOrganisationsRequest) (*accountv1.ListOrganisationsResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	memberships, next, err := s.service.ListMemberships(ctx, caller, page(req))
+	memberships, next, err := s.service.ListMemberships(ctx, caller(ctx), page(req))
 	if err != nil {
 		return nil, err
 	}
@@ -63,12 +55,8 @@ func (s *Server) ListMembers(ctx context.Context, req *accountv1.ListMembersRequ
 
 // SetMemberRole gives a member another role.
 func (s *Server) SetMemberRole(ctx context.Context, req *accountv1.SetMemberRoleRequest) (*accountv1.SetMemberRoleResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
 	role, _ := auth.RoleOf(req.GetRole())
-	member, err := s.service.SetRole(ctx, caller, req.GetOrganisationId(), req.GetAccountId(), role, origin(ctx))
+	member, err := s.service.SetRole(ctx, caller(ctx), req.GetOrganisationId(), req.GetAccountId(), role, origin(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -77,36 +65,20 @@ func (s *Server) SetMemberRole(ctx context.Context, req *accountv1.SetMemberRole
 
 // RemoveMember ends a membership.
 func (s *Server) RemoveMember(ctx context.Context, req *accountv1.RemoveMemberRequest) (*accountv1.RemoveMemberResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.RemoveMember(ctx, caller, req.GetOrganisationId(), req.GetAccountId(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.RemoveMemberResponse{}, nil
+	err := s.service.RemoveMember(ctx, caller(ctx), req.GetOrganisationId(), req.GetAccountId(), origin(ctx))
+	return &accountv1.RemoveMemberResponse{}, err
 }
 
 // LeaveOrganisation ends the caller's own membership.
 func (s *Server) LeaveOrganisation(ctx context.Context, req *accountv1.LeaveOrganisationRequest) (*accountv1.LeaveOrganisationResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.Leave(ctx, caller, req.GetOrganisationId(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.LeaveOrganisationResponse{}, nil
+	err := s.service.Leave(ctx, caller(ctx), req.GetOrganisationId(), origin(ctx))
+	return &accountv1.LeaveOrganisationResponse{}, err
 }
 
 // CreateInvitation makes an invitation.
 func (s *Server) CreateInvitation(ctx context.Context, req *accountv1.CreateInvitationRequest) (*accountv1.CreateInvitationResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
 	role, _ := auth.RoleOf(req.GetRole())
-	made, token, err := s.service.CreateInvitation(ctx, caller, req.GetOrganisationId(), req.GetRequestId(), role, days(req.GetLifetimeDays()), origin(ctx))
+	made, token, err := s.service.CreateInvitation(ctx, caller(ctx), req.GetOrganisationId(), req.GetRequestId(), role, days(req.GetLifetimeDays()), origin(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -124,23 +96,13 @@ func (s *Server) ListInvitations(ctx context.Context, req *accountv1.ListInvitat
 
 // RevokeInvitation makes an invitation worthless.
 func (s *Server) RevokeInvitation(ctx context.Context, req *accountv1.RevokeInvitationRequest) (*accountv1.RevokeInvitationResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.RevokeInvitation(ctx, caller, req.GetOrganisationId(), req.GetInvitationId(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.RevokeInvitationResponse{}, nil
+	err := s.service.RevokeInvitation(ctx, caller(ctx), req.GetOrganisationId(), req.GetInvitationId(), origin(ctx))
+	return &accountv1.RevokeInvitationResponse{}, err
 }
 
 // AcceptInvitation makes the caller a member.
 func (s *Server) AcceptInvitation(ctx context.Context, req *accountv1.AcceptInvitationRequest) (*accountv1.AcceptInvitationResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	joined, err := s.service.AcceptInvitation(ctx, caller, req.GetInvitationToken(), origin(ctx))
+	joined, err := s.service.AcceptInvitation(ctx, caller(ctx), req.GetInvitationToken(), origin(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -149,12 +111,8 @@ func (s *Server) AcceptInvitation(ctx context.Context, req *accountv1.AcceptInvi
 
 // CreateAPIKey makes an API key.
 func (s *Server) CreateAPIKey(ctx context.Context, req *accountv1.CreateAPIKeyRequest) (*accountv1.CreateAPIKeyResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
 	role, _ := auth.RoleOf(req.GetRole())
-	made, secret, err := s.service.CreateAPIKey(ctx, caller, req.GetOrganisationId(), req.GetRequestId(), req.GetName(), role, days(req.GetLifetimeDays()), origin(ctx))
+	made, secret, err := s.service.CreateAPIKey(ctx, caller(ctx), req.GetOrganisationId(), req.GetRequestId(), req.GetName(), role, days(req.GetLifetimeDays()), origin(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -172,14 +130,8 @@ func (s *Server) ListAPIKeys(ctx context.Context, req *accountv1.ListAPIKeysRequ
 
 // RevokeAPIKey makes an API key worthless.
 func (s *Server) RevokeAPIKey(ctx context.Context, req *accountv1.RevokeAPIKeyRequest) (*accountv1.RevokeAPIKeyResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.RevokeAPIKey(ctx, caller, req.GetOrganisationId(), req.GetApiKeyId(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.RevokeAPIKeyResponse{}, nil
+	err := s.service.RevokeAPIKey(ctx, caller(ctx), req.GetOrganisationId(), req.GetApiKeyId(), origin(ctx))
+	return &accountv1.RevokeAPIKeyResponse{}, err
 }
 
 // ExchangeAPIKey returns an access token for an API key.

@@ -14,8 +14,9 @@ import (
 	"github.com/marquee-ads/marquee/services/account"
 )
 
-// Server implements AccountService and OrganisationService. Validation, authentication and the
-// translation of errors are done by the interceptors before and after it.
+// Server implements AccountService and OrganisationService. Validation,
+// authentication and the translation of errors are done by the interceptors before
+// and after it.
 type Server struct {
 	accountv1.UnimplementedAccountServiceServer
 	accountv1.UnimplementedOrganisationServiceServer
@@ -34,6 +35,14 @@ func (s *Server) SignUp(ctx context.Context, req *accountv1.SignUpRequest) (*acc
 	return &accountv1.SignUpResponse{Account: accountMessage(created)}, nil
 }
 
+// caller is on whose behalf a call is made. Methods for accounts are not reached
+// without one (package service); to the others it is nobody, who has no id and
+// owns nothing.
+func caller(ctx context.Context) auth.Caller {
+	c, _ := auth.CallerFromContext(ctx)
+	return c
+}
+
 // origin is where a call came from.
 func origin(ctx context.Context) account.Origin {
 	return account.Origin{Address: service.ClientAddress(ctx)}
@@ -41,11 +50,7 @@ func origin(ctx context.Context) account.Origin {
 
 // GetAccount returns the caller's account.
 func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountRequest) (*accountv1.GetAccountResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	found, err := s.service.GetAccount(ctx, caller, req.GetAccountId())
+	found, err := s.service.GetAccount(ctx, caller(ctx), req.GetAccountId())
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +58,8 @@ func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountReques
 }
 
 // GetSigningKeys returns what verifies access tokens.
-func (s *Server) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	published, err := s.service.Published()
+func (s *Server) GetSigningKeys(_ context.Context, req *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
+	published, next, err := s.service.Published(page(req))
 	if err != nil {
 		return nil, err
 	}
@@ -73,16 +78,17 @@ func (s *Server) GetSigningKeys(context.Context, *accountv1.GetSigningKeysReques
 		ChangedAccounts: messages(published.Changed, func(c account.ChangedAccount) *accountv1.ChangedAccount {
 			return &accountv1.ChangedAccount{AccountId: c.ID, RolesVersion: c.Version, ExpireTime: timestamppb.New(c.ExpireTime)}
 		}),
+		NextPageToken: next,
 	}, nil
 }
 
 // GetJSONWebKeySet returns the keys as a JSON Web Key Set.
 func (s *Server) GetJSONWebKeySet(context.Context, *accountv1.GetJSONWebKeySetRequest) (*accountv1.GetJSONWebKeySetResponse, error) {
-	published, err := s.service.Published()
+	keys, err := s.service.PublishedKeys()
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.GetJSONWebKeySetResponse{Keys: messages(published.Keys, func(k account.Key) *accountv1.JSONWebKey {
+	return &accountv1.GetJSONWebKeySetResponse{Keys: messages(keys, func(k account.Key) *accountv1.JSONWebKey {
 		return &accountv1.JSONWebKey{Kty: "OKP", Crv: "Ed25519", Alg: "EdDSA", Use: "sig", Kid: k.ID, X: base64.RawURLEncoding.EncodeToString(k.Public)}
 	})}, nil
 }

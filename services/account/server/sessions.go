@@ -6,7 +6,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/marquee-ads/marquee/platform/auth"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -45,35 +44,20 @@ func (s *Server) RefreshSession(ctx context.Context, req *accountv1.RefreshSessi
 
 // LogOut ends the caller's session.
 func (s *Server) LogOut(ctx context.Context, _ *accountv1.LogOutRequest) (*accountv1.LogOutResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.LogOut(ctx, caller, origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.LogOutResponse{}, nil
+	err := s.service.LogOut(ctx, caller(ctx), origin(ctx))
+	return &accountv1.LogOutResponse{}, err
 }
 
 // RevokeSession ends one of the caller's sessions.
 func (s *Server) RevokeSession(ctx context.Context, req *accountv1.RevokeSessionRequest) (*accountv1.RevokeSessionResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.Revoke(ctx, caller, req.GetSessionId(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.RevokeSessionResponse{}, nil
+	err := s.service.Revoke(ctx, caller(ctx), req.GetSessionId(), origin(ctx))
+	return &accountv1.RevokeSessionResponse{}, err
 }
 
 // ListSessions returns a page of the caller's sessions.
 func (s *Server) ListSessions(ctx context.Context, req *accountv1.ListSessionsRequest) (*accountv1.ListSessionsResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	sessions, next, err := s.service.ListSessions(ctx, caller, page(req))
+	by := caller(ctx)
+	sessions, next, err := s.service.ListSessions(ctx, by, page(req))
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +68,7 @@ func (s *Server) ListSessions(ctx context.Context, req *accountv1.ListSessionsRe
 			RefreshTime: timestamppb.New(session.RefreshTime),
 			ExpireTime:  timestamppb.New(session.ExpireTime),
 			Address:     session.Address,
-			Current:     session.ID == caller.SessionID,
+			Current:     session.ID == by.SessionID,
 			EndTime:     timestamp(session.EndTime),
 			EndReason:   endReason(session.EndReason),
 		}
@@ -105,23 +89,13 @@ func endReason(r account.EndReason) accountv1.SessionEndReason {
 
 // ChangePassword sets a new password.
 func (s *Server) ChangePassword(ctx context.Context, req *accountv1.ChangePasswordRequest) (*accountv1.ChangePasswordResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	if err := s.service.ChangePassword(ctx, caller, req.GetCurrentPassword(), req.GetNewPassword(), origin(ctx)); err != nil {
-		return nil, err
-	}
-	return &accountv1.ChangePasswordResponse{}, nil
+	err := s.service.ChangePassword(ctx, caller(ctx), req.GetCurrentPassword(), req.GetNewPassword(), origin(ctx))
+	return &accountv1.ChangePasswordResponse{}, err
 }
 
 // ListAuditEvents returns a page of what happened to the caller's account.
 func (s *Server) ListAuditEvents(ctx context.Context, req *accountv1.ListAuditEventsRequest) (*accountv1.ListAuditEventsResponse, error) {
-	caller, ok := auth.CallerFromContext(ctx)
-	if !ok {
-		return nil, auth.ErrTokenMissing
-	}
-	events, next, err := s.service.ListEvents(ctx, caller, page(req))
+	events, next, err := s.service.ListEvents(ctx, caller(ctx), page(req))
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func Stage(log hclog.Logger, all bool) stage.Stage {
 			err := next(ctx, call)
 			code := stage.CodeOf(err)
 			switch {
-			case stage.Ours(code):
+			case stage.Ours(code) && !call.Unreceived:
 				log.Warn("failed", append(facts(call, code), "error", err)...)
 			case level >= log.GetLevel():
 				log.Log(level, "served", facts(call, code)...)

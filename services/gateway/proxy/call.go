@@ -42,6 +42,12 @@ func (d *Door) handle(_ any, stream grpc.ServerStream) error {
 		d.opts.Catalog.Missing()
 	}
 
+	var request backend.Frame
+	defer request.Free()
+	if call.Method != nil && !call.Method.ClientStreams && protobuf(subtype) {
+		call.Receive = func(context.Context) error { return receiveOne(stream, &request) }
+	}
+
 	err := d.opts.Stages.Run(ctx, call, func(ctx context.Context, call *stage.Call) error {
 		switch {
 		case call.Method == nil && !snapshot.Complete():
@@ -51,9 +57,9 @@ func (d *Door) handle(_ any, stream grpc.ServerStream) error {
 		case !protobuf(subtype):
 			return fault.New(fault.Unimplemented, "CONTENT_TYPE_UNKNOWN", "messages must be protobuf: application/grpc or application/grpc+proto")
 		case call.Method.Unary():
-			return d.unary(ctx, call, stream)
+			return d.unary(ctx, call, &request, stream)
 		case !call.Method.ClientStreams:
-			return d.watch(ctx, call, stream)
+			return d.watch(ctx, call, &request, stream)
 		default:
 			return d.converse(ctx, call, stream)
 		}
@@ -68,15 +74,10 @@ func (d *Door) handle(_ any, stream grpc.ServerStream) error {
 }
 
 // unary is the short way for most calls: no goroutine, no stream state.
-func (d *Door) unary(ctx context.Context, call *stage.Call, stream grpc.ServerStream) error {
-	var request backend.Frame
-	if err := receiveOne(stream, &request); err != nil {
-		return err
-	}
-	defer request.Free()
+func (d *Door) unary(ctx context.Context, call *stage.Call, request *backend.Frame, stream grpc.ServerStream) error {
 	ctx = metadata.NewOutgoingContext(ctx, call.Metadata)
 	var reply backend.Reply
-	err := call.Method.Backend.Invoke(ctx, call.Method.Path, call.Method.Idempotent, &request, &reply)
+	err := call.Method.Backend.Invoke(ctx, call.Method.Path, call.Method.Idempotent, request, &reply)
 	if len(reply.Trailer) > 0 {
 		stream.SetTrailer(d.answer(reply.Trailer, nil))
 	}
@@ -94,14 +95,10 @@ func (d *Door) unary(ctx context.Context, call *stage.Call, stream grpc.ServerSt
 }
 
 // watch is a call with one request and a stream of answers.
-func (d *Door) watch(ctx context.Context, call *stage.Call, stream grpc.ServerStream) error {
-	var request backend.Frame
-	if err := receiveOne(stream, &request); err != nil {
-		return err
-	}
+func (d *Door) watch(ctx context.Context, call *stage.Call, request *backend.Frame, stream grpc.ServerStream) error {
 	ctx, cancel := d.streamContext(ctx, call)
 	defer cancel(nil)
-	answers, err := call.Method.Backend.Watch(ctx, call.Method.Path, call.Method.Idempotent, &request)
+	answers, err := call.Method.Backend.Watch(ctx, call.Method.Path, call.Method.Idempotent, request)
 	request.Free()
 	if err != nil {
 		return err

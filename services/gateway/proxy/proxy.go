@@ -51,9 +51,14 @@ const (
 	maxHeader = 32 << 10
 	// maxStreams bounds the calls in flight on one connection.
 	maxStreams = 1000
+	// helloTimeout is how long a client may take to begin: TLS and preface.
+	helloTimeout = 5 * time.Second
 	// Windows of a fixed size spare a ping for most messages (see mesh).
 	streamWindow     = 256 << 10
 	connectionWindow = 1 << 20
+	// A connection that is silent holds a small buffer to read into and none to
+	// write from: by default both are 32 KiB.
+	readBuffer = 4 << 10
 	// Workers keep grown stacks, which small calls would otherwise grow anew.
 	workers = 64
 	// streamGrace is what is left of the drain for streams to be told to go
@@ -89,9 +94,10 @@ func New(opts Options) *Door {
 		grpc.MaxSendMsgSize(opts.MaxMessage),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ConnectionTimeout(helloTimeout),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),
+		grpc.ReadBufferSize(readBuffer),
 		grpc.NumStreamWorkers(workers),
 		grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),

@@ -37,6 +37,8 @@ type exchange struct {
 	binding *transcode.Binding
 	params  transcode.Params
 	allowed []string
+	problem error // with the header, found before the stages
+	body    []byte
 	// complete: what is not found does not exist.
 	complete bool
 	// begun: the status line is out, so that an error can only follow it.
@@ -59,10 +61,10 @@ func (x *exchange) find(snapshot *catalog.Snapshot) bool {
 	return true
 }
 
-// forward reads the request, makes the call and writes the answer.
-func (x *exchange) forward(ctx context.Context, call *stage.Call) error {
-	if call.Method == nil {
-		return x.noRoute(call)
+// receive refuses what the header rules out and reads the body.
+func (x *exchange) receive(ctx context.Context, call *stage.Call) (err error) {
+	if x.problem != nil || call.Method == nil {
+		return x.problem
 	}
 	if err := checkHeaders(x.r.Header); err != nil {
 		return err
@@ -70,11 +72,16 @@ func (x *exchange) forward(ctx context.Context, call *stage.Call) error {
 	if err := checkAccept(x.r.Header, call.Method.ServerStreams); err != nil {
 		return err
 	}
-	body, err := x.readBody(ctx)
-	if err != nil {
-		return err
+	x.body, err = x.readBody(ctx)
+	return err
+}
+
+// forward makes the call and writes the answer.
+func (x *exchange) forward(ctx context.Context, call *stage.Call) error {
+	if call.Method == nil {
+		return x.noRoute(call)
 	}
-	message, err := x.binding.Request(nil, x.params, x.r.URL.RawQuery, body)
+	message, err := x.binding.Request(nil, x.params, x.r.URL.RawQuery, x.body)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,10 @@
 package rest
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"strconv"
@@ -9,6 +12,8 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
+	"github.com/marquee-ads/marquee/platform/fault/problem"
 )
 
 // refusal is an error about HTTP itself: its status says more than that of the
@@ -23,6 +28,29 @@ func (r *refusal) Unwrap() error { return r.fault }
 
 func refuse(status int, code fault.Code, reason, format string, args ...any) *refusal {
 	return &refusal{status: status, fault: fault.New(code, reason, format, args...)}
+}
+
+// Goodbye is what a client reads on a connection that is refused with f, whatever
+// it may have asked.
+func Goodbye(f *fault.Error) ([]byte, error) {
+	details := problem.From(grpcfault.ToStatus(f, ""), "")
+	body, err := json.Marshal(details)
+	if err != nil {
+		return nil, fmt.Errorf("write the refusal of a connection: %w", err)
+	}
+	response := http.Response{
+		StatusCode: details.Status, ProtoMajor: 1, ProtoMinor: 1, Close: true,
+		Header: http.Header{
+			"Content-Type": {problem.ContentType}, "Cache-Control": noStoreHeader,
+			"Retry-After": {strconv.Itoa(int(math.Ceil(f.RetryAfter.Seconds())))},
+		},
+		ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body)),
+	}
+	var out bytes.Buffer
+	if err := response.Write(&out); err != nil {
+		return nil, fmt.Errorf("write the refusal of a connection: %w", err)
+	}
+	return out.Bytes(), nil
 }
 
 func tooLarge(limit int64) error {

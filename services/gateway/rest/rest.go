@@ -166,14 +166,9 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else if len(x.allowed) == 0 {
 		d.opts.Catalog.Missing()
 	}
-	var problems error
-	call.Timeout, problems = timeoutOf(r.Header)
-	err := d.opts.Stages.Run(r.Context(), call, func(ctx context.Context, call *stage.Call) error {
-		if problems != nil {
-			return problems
-		}
-		return x.forward(ctx, call)
-	})
+	call.Timeout, x.problem = timeoutOf(r.Header)
+	call.Receive = func(ctx context.Context) error { return x.receive(ctx, call) }
+	err := d.opts.Stages.Run(r.Context(), call, x.forward)
 	switch {
 	case errors.Is(err, recovery.ErrPanicked):
 		x.abandon(err, call.RequestID)

@@ -5,6 +5,7 @@ package stage
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -45,6 +46,13 @@ type Call struct {
 	Metadata metadata.MD
 	// Start is when the request came in.
 	Start time.Time
+	// Receive waits for the request itself, if it is not there yet; nil where
+	// nothing is to be waited for, or the call is a stream of requests. It is
+	// done by the stage of this name, and the door forwards what it received.
+	Receive func(ctx context.Context) error
+	// Unreceived says that Receive failed: what came of the call is the caller's
+	// doing.
+	Unreceived bool
 
 	forward Handler
 }
@@ -85,6 +93,34 @@ func (c *Chain) Run(ctx context.Context, call *Call, forward Handler) error {
 	call.forward = forward
 	return c.handler(ctx, call)
 }
+
+// Receive is the stage that waits for the request, in so many calls at a time; 0
+// is no bound. A client may take its time over that, or never finish: what a stage
+// before this one holds, it holds for as long.
+func Receive(most int) Stage {
+	var waiting atomic.Int64
+	receive := func(ctx context.Context, call *Call) error {
+		defer waiting.Add(-1)
+		if waiting.Add(1) > int64(most) && most > 0 {
+			return errFull
+		}
+		return call.Receive(ctx)
+	}
+	return func(next Handler) Handler {
+		return func(ctx context.Context, call *Call) error {
+			if call.Receive != nil {
+				if err := receive(ctx, call); err != nil {
+					call.Unreceived = true
+					return err
+				}
+			}
+			return next(ctx, call)
+		}
+	}
+}
+
+var errFull = fault.New(fault.ResourceExhausted, "OVERLOADED",
+	"too many calls wait for their requests to arrive; try again later").WithRetryAfter(time.Second)
 
 // CodeOf is the code that the caller is told.
 func CodeOf(err error) fault.Code {

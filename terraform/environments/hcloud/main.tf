@@ -14,6 +14,7 @@ module "cluster" {
   keys              = var.keys
   operator_networks = var.operator_networks
   ntp_servers       = var.ntp_servers
+  data_jobs         = var.data_jobs
   programs          = var.programs
   data_devices      = module.machines.data_devices
 }

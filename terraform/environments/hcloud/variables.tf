@@ -87,6 +87,12 @@ variable "programs" {
   }
 }
 
+variable "data_jobs" {
+  description = "Jobs whose data the machines for databases keep: the databases of nomad-jobs/services.hcl, and what else keeps data there."
+  type        = list(string)
+  default     = ["account-db", "device-db", "nats"]
+}
+
 variable "data_volume" {
   description = "GiB of the volume of each machine with databases."
   type        = number

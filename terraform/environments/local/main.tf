@@ -17,6 +17,7 @@ module "cluster" {
   name_servers      = var.network_mode == "none" ? [] : [cidrhost(var.network, 1)]
   tuned             = var.tuned == null ? var.domain_type == "kvm" : var.tuned
   ntp_servers       = var.ntp_servers
+  data_jobs         = var.data_jobs
 }
 
 module "machines" {

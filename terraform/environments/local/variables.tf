@@ -142,6 +142,12 @@ variable "ntp_servers" {
   default     = []
 }
 
+variable "data_jobs" {
+  description = "Jobs whose data the machines for databases keep: the databases of nomad-jobs/services.hcl, and what else keeps data there."
+  type        = list(string)
+  default     = ["account-db", "device-db", "nats"]
+}
+
 variable "box" {
   description = "Folder of the box of namespaces in which libvirt runs; \"\" is the host's own libvirt. Only handed on to the output environment."
   type        = string

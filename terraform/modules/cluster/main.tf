@@ -58,5 +58,6 @@ module "node" {
   ntp_servers    = var.ntp_servers
   programs       = var.programs
   extra_packages = var.extra_packages
+  data_jobs      = var.data_jobs
   data_device    = lookup(var.data_devices, each.key, "")
 }

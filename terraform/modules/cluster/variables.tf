@@ -186,8 +186,19 @@ variable "extra_packages" {
   default     = []
 }
 
+variable "data_jobs" {
+  description = "Jobs whose data machines with the placement data keep, for example account-db: a folder and a host volume each."
+  type        = list(string)
+  default     = []
+}
+
 variable "data_devices" {
   description = "Block device of a machine's volumes, by machine; machines without one keep them on the root disk."
   type        = map(string)
   default     = {}
+
+  validation {
+    condition     = length(setsubtract(keys(var.data_devices), keys(local.machines))) == 0
+    error_message = "data_devices has ${join(", ", setsubtract(keys(var.data_devices), keys(local.machines)))}, which is none of the machines ${join(", ", keys(local.machines))}."
+  }
 }

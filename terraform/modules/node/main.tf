@@ -48,7 +48,7 @@ locals {
           local.edge ? { public = { cidr = "${var.node.address}/32" } } : {},
         )
       },
-      local.data ? { host_volume = { account-db-data = { path = "/var/lib/marquee/volumes/account-db" } } } : {},
+      local.data && length(var.data_jobs) > 0 ? { host_volume = { for job in var.data_jobs : "${job}-data" => { path = "/var/lib/marquee/volumes/${job}" } } } : {},
     )
   }
 
@@ -111,7 +111,7 @@ locals {
         templatefile("${path.module}/templates/nomad-client.conf.tftpl", { servers = var.servers, data_device = var.data_device }))
       },
       { path = "/etc/sysusers.d/marquee.conf", mode = "0644", content = file("${path.module}/templates/sysusers.conf") },
-      { path = "/etc/tmpfiles.d/marquee.conf", mode = "0644", content = templatefile("${path.module}/templates/tmpfiles.conf.tftpl", { role = var.node.role, data = local.data }) },
+      { path = "/etc/tmpfiles.d/marquee.conf", mode = "0644", content = templatefile("${path.module}/templates/tmpfiles.conf.tftpl", { role = var.node.role, jobs = local.data ? var.data_jobs : [] }) },
       {
         path = "/etc/chrony/chrony.conf", mode = "0644",
         content = templatefile("${path.module}/templates/chrony.conf.tftpl", {

@@ -218,6 +218,17 @@ variable "extra_packages" {
   }
 }
 
+variable "data_jobs" {
+  description = "Jobs whose data a machine with the placement data keeps, for example account-db: a folder and a host volume each."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for job in var.data_jobs : can(regex("^[a-z]([a-z0-9-]{0,60}[a-z0-9])?$", job))])
+    error_message = "data_jobs must be names of jobs, not ${jsonencode(var.data_jobs)}."
+  }
+}
+
 variable "data_device" {
   description = "Block device for the data of jobs (a client's volumes), formatted at first start when it is empty. \"\" keeps them on the root disk."
   type        = string

@@ -1,5 +1,5 @@
-// Command accountd is the account service: accounts, sessions and the keys that
-// access tokens are signed with.
+// Command accountd is the account service: accounts, sessions, organisations and
+// the keys that access tokens are signed with.
 package main
 
 import (
@@ -7,13 +7,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/service"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
@@ -21,19 +20,10 @@ import (
 	"github.com/marquee-ads/marquee/services/account/server"
 )
 
-// throughMesh as the database's host means an instance of DatabaseService.
-const throughMesh = "mesh"
-
 type config struct {
 	service.Config
 
-	DatabaseHost         string `default:"mesh" help:"Where Postgres is: mesh (an instance of --database-service), a host, or the folder of its Unix socket."`
-	DatabasePort         uint16 `default:"5432" help:"Postgres's port, and the number in its socket's name. Not used through the mesh."`
-	DatabaseService      string `default:"account-db" help:"Consul service name of the database, with --database-host=mesh."`
-	DatabaseName         string `default:"account" help:"Database."`
-	DatabaseUser         string `default:"account" help:"Role that owns the database."`
-	DatabasePasswordFile string `type:"path" help:"File with the role's password. Needed unless Postgres trusts its socket."`
-	DatabaseMaxConns     int    `default:"10" help:"Most connections of this instance. Postgres allows 100 in all by default, which the instances share."`
+	Database database.Flags `embed:"" prefix:"database-"`
 
 	KeyEncryptionKeyFile string        `type:"path" help:"File with 32 random bytes as base64 or hex (openssl rand -base64 32), the same for all instances: it encrypts the signing keys in the database. Needed."`
 	KeySignFor           time.Duration `default:"24h" help:"How long a signing key signs before the next one takes over."`
@@ -53,21 +43,9 @@ type config struct {
 
 // Validate checks what only this service has.
 func (c *config) Validate() error {
-	var problems []error
+	problems := []error{c.Database.Check(&c.Config)}
 	wrong := func(flag, format string, args ...any) {
 		problems = append(problems, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
-	}
-	if c.DatabaseHost == "" {
-		wrong("database-host", "is empty; use mesh, a host, or the folder of Postgres's Unix socket")
-	}
-	if c.DatabaseHost == throughMesh && c.DatabasePasswordFile == "" {
-		wrong("database-password-file", "is needed; name the file that holds the password of role %s", c.DatabaseUser)
-	}
-	if c.Mode == service.Production && !databaseSecured(c.DatabaseHost) {
-		wrong("database-host", "%s would be spoken to without encryption; use mesh, the folder of Postgres's Unix socket, or a loopback address", c.DatabaseHost)
-	}
-	if c.DatabaseMaxConns < 2 || c.DatabaseMaxConns > 1000 {
-		wrong("database-max-conns", "%d is out of range; use 2 to 1000", c.DatabaseMaxConns)
 	}
 	if c.KeyEncryptionKeyFile == "" {
 		wrong("key-encryption-key-file", "is needed; make one with: openssl rand -base64 32")
@@ -96,21 +74,6 @@ func (c *config) Validate() error {
 		c.PasswordQueue = 32 * c.PasswordConcurrency
 	}
 	return errors.Join(problems...)
-}
-
-// databaseSecured says whether nobody on the network can listen in on the
-// connection to Postgres. Like pgx it takes several hosts with commas.
-func databaseSecured(hosts string) bool {
-	if hosts == throughMesh {
-		return true
-	}
-	for host := range strings.SplitSeq(hosts, ",") {
-		ip := net.ParseIP(host)
-		if !strings.HasPrefix(host, "/") && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return false
-		}
-	}
-	return true
 }
 
 // settingFlag is the flag of the setting that a *account.SettingError is about.
@@ -187,12 +150,12 @@ func run(ctx context.Context, cfg config) error {
 	}
 	defer svc.Close()
 
-	store, err := openStore(ctx, cfg, svc)
+	db, err := cfg.Database.Open(ctx, &cfg.Config, svc)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	svc.Require("database", store.Ping)
+	defer db.Close()
+	store := postgres.New(db)
 
 	keys, err := account.NewKeyring(store, secret, cfg.schedule(), cfg.Environment, time.Now, rand.Reader)
 	if err != nil {
@@ -203,7 +166,7 @@ func run(ctx context.Context, cfg config) error {
 	accounts := account.New(store, hasher, keys, secret, cfg.throttle(), time.Now, rand.Reader, svc.Log())
 
 	svc.Add(service.Component{Name: "the database", Start: func(ctx context.Context) error {
-		return prepare(ctx, svc, store, keys)
+		return store.Prepare(ctx, keys.Refresh)
 	}})
 	svc.AddBackground("refreshing the signing keys", func(ctx context.Context) error { return keys.Run(ctx, svc.Log()) })
 	svc.AddBackground("sweeping", accounts.RunSweep)
@@ -212,40 +175,4 @@ func run(ctx context.Context, cfg config) error {
 	accountv1.RegisterAccountServiceServer(grpcServer, api)
 	accountv1.RegisterOrganisationServiceServer(grpcServer, api)
 	return svc.Serve(ctx)
-}
-
-func openStore(ctx context.Context, cfg config, svc *service.Service) (*postgres.Store, error) {
-	database := postgres.Config{
-		Host: cfg.DatabaseHost, Port: cfg.DatabasePort,
-		Database: cfg.DatabaseName, User: cfg.DatabaseUser, MaxConns: cfg.DatabaseMaxConns,
-	}
-	if cfg.DatabasePasswordFile != "" {
-		var err error
-		if database.Password, err = cfg.Secret("database-password-file", cfg.DatabasePasswordFile); err != nil {
-			return nil, err
-		}
-	}
-	if cfg.DatabaseHost == throughMesh {
-		database.Dial = func(ctx context.Context) (net.Conn, error) { return svc.Mesh().DialContext(ctx, cfg.DatabaseService) }
-	}
-	return postgres.Open(ctx, database, svc.Log().Named("database"))
-}
-
-// prepare returns once the database is there, has today's schema, and the
-// signing keys are known. While the database is away it waits: exiting would
-// only make whoever starts this process do the same.
-func prepare(ctx context.Context, svc *service.Service, store *postgres.Store, keys *account.Keyring) error {
-	for {
-		err := store.WaitUntilThere(ctx)
-		if err == nil {
-			err = store.Migrate(ctx)
-		}
-		if err == nil {
-			err = keys.Refresh(ctx)
-		}
-		if ctx.Err() != nil || !errors.Is(err, account.ErrDatabaseUnavailable) {
-			return err
-		}
-		svc.Log().Warn("the database went away while starting; waiting for it", "error", err)
-	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +70,7 @@ func (p *person) ctx(t *testing.T) context.Context { return bearer(within(t), p.
 // TestRunOrganisation is the life of an organisation as its people see it.
 func TestRunOrganisation(t *testing.T) {
 	pg := pgtest.Start(t)
-	one := start(t, database(pg, t)...)
+	one := start(t, databaseFlags(pg, t)...)
 	ada, grace := newPerson(t, one, "ada"), newPerson(t, one, "grace")
 	made, err := ada.orgs.CreateOrganisation(ada.ctx(t), &accountv1.CreateOrganisationRequest{
 		RequestId: "request-1", Name: "Acme", Kind: accountv1.OrganisationKind_ORGANISATION_KIND_DISPLAY_OWNER,
@@ -155,12 +157,67 @@ func TestRunOrganisation(t *testing.T) {
 	}, counts)
 }
 
-// TestRunBadInput calls every method with every field missing, too long, with
-// control characters and of the wrong form: none of it is taken, and none of it
-// is an internal error.
+// TestRunOtherEnvironment: what one environment hands out is worth nothing in
+// another, and access tokens not even where the database and the key are shared by
+// mistake.
+func TestRunOtherEnvironment(t *testing.T) {
+	pg := pgtest.Start(t)
+	flags := databaseFlags(pg, t)
+	here := start(t, flags...)
+	secret := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(secret, []byte(strings.Repeat("ab", 32)), 0o600))
+	there := start(t, append(databaseFlags(pg, t), "--environment", "other", "--key-encryption-key-file", secret)...)
+	mistaken := start(t, append(flags, "--environment", "other")...)
+
+	ada, native := newPerson(t, here, "ada"), newPerson(t, there, "ada")
+	made, err := ada.orgs.CreateOrganisation(ada.ctx(t), &accountv1.CreateOrganisationRequest{
+		RequestId: "request-1", Name: "Acme", Kind: accountv1.OrganisationKind_ORGANISATION_KIND_ADVERTISER,
+	})
+	require.NoError(t, err)
+	org := made.GetOrganisation().GetOrganisationId()
+	ada.renew(t)
+	invited, err := ada.orgs.CreateInvitation(ada.ctx(t), &accountv1.CreateInvitationRequest{OrganisationId: org, RequestId: "request-2", Role: accessv1.Role_ROLE_OWNER})
+	require.NoError(t, err)
+	key, err := ada.orgs.CreateAPIKey(ada.ctx(t), &accountv1.CreateAPIKeyRequest{OrganisationId: org, RequestId: "request-3", Name: "Import", Role: accessv1.Role_ROLE_VIEWER})
+	require.NoError(t, err)
+	events, err := here.ListAuditEvents(ada.ctx(t), &accountv1.ListAuditEventsRequest{PageSize: 1})
+	require.NoError(t, err)
+	require.NotEmpty(t, events.GetNextPageToken())
+
+	for _, one := range []*instance{there, mistaken} {
+		_, err = one.GetAccount(ada.ctx(t), &accountv1.GetAccountRequest{AccountId: "me"})
+		refused(t, err, codes.Unauthenticated, "TOKEN_INVALID")
+	}
+	_, err = there.RefreshSession(within(t), &accountv1.RefreshSessionRequest{RequestId: "request-1", RefreshToken: ada.refresh})
+	refused(t, err, codes.Unauthenticated, "REFRESH_TOKEN_INVALID")
+	_, err = native.orgs.AcceptInvitation(native.ctx(t), &accountv1.AcceptInvitationRequest{InvitationToken: invited.GetInvitationToken()})
+	refused(t, err, codes.NotFound, "INVITATION_NOT_FOUND")
+	_, err = native.orgs.ExchangeAPIKey(within(t), &accountv1.ExchangeAPIKeyRequest{Secret: key.GetSecret()})
+	refused(t, err, codes.Unauthenticated, "API_KEY_INVALID")
+	_, err = there.ListAuditEvents(native.ctx(t), &accountv1.ListAuditEventsRequest{PageToken: events.GetNextPageToken()})
+	refused(t, err, codes.InvalidArgument, "PAGE_TOKEN_INVALID")
+	_, err = native.orgs.GetOrganisation(native.ctx(t), &accountv1.GetOrganisationRequest{OrganisationId: org})
+	refused(t, err, codes.PermissionDenied, "NOT_A_MEMBER")
+
+	// A device of the other environment is a stranger here.
+	in, err := here.LogIn(within(t), &accountv1.LogInRequest{Name: "ada", Password: goodPassword})
+	require.NoError(t, err)
+	again, err := there.LogIn(within(t), &accountv1.LogInRequest{Name: "ada", Password: goodPassword, DeviceToken: in.GetDeviceToken()})
+	require.NoError(t, err)
+	require.NotEqual(t, in.GetDeviceToken(), again.GetDeviceToken())
+	// All of it is still good at home.
+	_, err = here.RefreshSession(within(t), &accountv1.RefreshSessionRequest{RequestId: "request-1", RefreshToken: ada.refresh})
+	require.NoError(t, err)
+	_, err = ada.orgs.ExchangeAPIKey(within(t), &accountv1.ExchangeAPIKeyRequest{Secret: key.GetSecret()})
+	require.NoError(t, err)
+}
+
+// TestRunBadInput calls every method without a token, and with every field
+// missing, too long, with control characters, letters that look like others and of
+// the wrong form: none of it is taken, and none of it is an internal error.
 func TestRunBadInput(t *testing.T) {
 	pg := pgtest.Start(t)
-	one := start(t, append(database(pg, t), "--log-in-name-burst", "1000")...)
+	one := start(t, append(databaseFlags(pg, t), "--log-in-name-burst", "1000")...)
 	ada := newPerson(t, one, "ada")
 	made, err := ada.orgs.CreateOrganisation(ada.ctx(t), &accountv1.CreateOrganisationRequest{
 		RequestId: "request-1", Name: "Acme", Kind: accountv1.OrganisationKind_ORGANISATION_KIND_ADVERTISER,
@@ -183,7 +240,7 @@ func TestRunBadInput(t *testing.T) {
 		"ListAuditEvents": `{"pageSize":1}`,
 		"LogOut":          `{}`,
 		"GetAccount":      `{"accountId":"me"}`,
-		"GetSigningKeys":  `{}`,
+		"GetSigningKeys":  `{"pageSize":1}`,
 
 		"GetJSONWebKeySet": `{}`,
 
@@ -205,6 +262,9 @@ func TestRunBadInput(t *testing.T) {
 		"ListOrganisationAuditEvents": `{` + org + pages + `}`,
 	}
 	optional := map[protoreflect.Name]bool{"page_size": true, "page_token": true, "device_token": true, "lifetime_days": true}
+	anyone := map[protoreflect.Name]bool{
+		"SignUp": true, "LogIn": true, "RefreshSession": true, "GetSigningKeys": true, "GetJSONWebKeySet": true, "ExchangeAPIKey": true,
+	}
 	conn := one.conn(t)
 	files := []protoreflect.FileDescriptor{accountv1.File_marquee_account_v1_account_proto, accountv1.File_marquee_account_v1_organisation_proto}
 	tried := 0
@@ -223,6 +283,12 @@ func TestRunBadInput(t *testing.T) {
 				change(req)
 				return conn.Invoke(ada.ctx(t), fmt.Sprintf("/%s/%s", d.Parent().FullName(), d.Name()), req, dynamicpb.NewMessage(d.Output()))
 			}
+			if !anyone[d.Name()] {
+				t.Run(string(d.Name())+"/NoToken", func(t *testing.T) {
+					err := conn.Invoke(within(t), fmt.Sprintf("/%s/%s", d.Parent().FullName(), d.Name()), base, dynamicpb.NewMessage(d.Output()))
+					refused(t, err, codes.Unauthenticated, "TOKEN_MISSING")
+				})
+			}
 			for i := range d.Input().Fields().Len() {
 				field := d.Input().Fields().Get(i)
 				bad := map[string]protoreflect.Value{"Missing": {}}
@@ -231,6 +297,10 @@ func TestRunBadInput(t *testing.T) {
 					bad["Long"] = protoreflect.ValueOfString(strings.Repeat("x7$kQ2v", 150))
 					bad["Null"] = protoreflect.ValueOfString("violet\x00tugboat")
 					bad["SQL"] = protoreflect.ValueOfString("x'; DROP TABLE accounts; --")
+					// What would do, but for one character: a line's end, and a letter that is
+					// none of ASCII's.
+					bad["Newline"] = protoreflect.ValueOfString(base.Get(field).String() + "\n")
+					bad["LookAlike"] = protoreflect.ValueOfString(base.Get(field).String() + "\u0430")
 				case protoreflect.EnumKind:
 					bad["Unknown"] = protoreflect.ValueOfEnum(99)
 					bad["Negative"] = protoreflect.ValueOfEnum(-1)
@@ -244,11 +314,11 @@ func TestRunBadInput(t *testing.T) {
 					if what == "Missing" && optional[field.Name()] {
 						continue
 					}
-					// What is free text may hold SQL, and a password anything.
-					if what == "SQL" && (field.Name() == "name" && d.Name() != "SignUp" || strings.Contains(string(field.Name()), "password") || field.Name() == "device_token") {
+					// What is free text may hold SQL and any letter, and a password anything.
+					if (what == "SQL" || what == "LookAlike") && (field.Name() == "name" && d.Name() != "SignUp" && d.Name() != "LogIn" || strings.Contains(string(field.Name()), "password") || field.Name() == "device_token") {
 						continue
 					}
-					if what == "Null" && field.Name() == "device_token" {
+					if (what == "Null" || what == "Newline") && field.Name() == "device_token" {
 						continue // one that is not the account's is ignored
 					}
 					tried++
@@ -262,7 +332,7 @@ func TestRunBadInput(t *testing.T) {
 						})
 						require.Error(t, err)
 						f := grpcfault.FromStatus(status.Convert(err))
-						if what == "Null" || what == "SQL" {
+						if what != "Missing" && what != "Long" && field.Kind() == protoreflect.StringKind {
 							// Well-formed for a rule, perhaps, but never found.
 							require.Contains(t, []codes.Code{codes.InvalidArgument, codes.Unauthenticated, codes.PermissionDenied, codes.NotFound}, status.Code(err), "%v", err)
 							return
@@ -278,7 +348,7 @@ func TestRunBadInput(t *testing.T) {
 			}
 		}
 	}
-	require.Greater(t, tried, 100)
+	require.Greater(t, tried, 200)
 	t.Logf("%d bad requests", tried)
 	_, err = one.GetAccount(ada.ctx(t), &accountv1.GetAccountRequest{AccountId: "me"})
 	require.NoError(t, err, "the accounts are still there")

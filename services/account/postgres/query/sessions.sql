@@ -39,10 +39,17 @@ ORDER BY session_id DESC
 LIMIT @most;
 
 -- name: EndOtherSessions :many
+-- A batch of those that are behind the newest.
 UPDATE sessions
 SET end_time = sqlc.arg(now)::timestamptz, end_reason = @end_reason::text
-WHERE account_id = @account_id AND session_id <> @keep_session_id AND end_time IS NULL
-    AND coalesce(expire_time, token_expire_time) > sqlc.arg(now)::timestamptz
+WHERE end_time IS NULL AND session_id IN (
+    SELECT other.session_id FROM sessions AS other
+    WHERE other.account_id = @account_id AND other.session_id <> @keep_session_id AND other.end_time IS NULL
+        AND coalesce(other.expire_time, other.token_expire_time) > sqlc.arg(now)::timestamptz
+    ORDER BY other.session_id DESC
+    OFFSET sqlc.arg(newest)::bigint
+    LIMIT sqlc.arg(batch)::bigint
+)
 RETURNING session_id, token_expire_time;
 
 -- name: Ended :many

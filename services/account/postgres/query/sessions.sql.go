@@ -13,8 +13,14 @@ import (
 const endOtherSessions = `-- name: EndOtherSessions :many
 UPDATE sessions
 SET end_time = $1::timestamptz, end_reason = $2::text
-WHERE account_id = $3 AND session_id <> $4 AND end_time IS NULL
-    AND coalesce(expire_time, token_expire_time) > $1::timestamptz
+WHERE end_time IS NULL AND session_id IN (
+    SELECT other.session_id FROM sessions AS other
+    WHERE other.account_id = $3 AND other.session_id <> $4 AND other.end_time IS NULL
+        AND coalesce(other.expire_time, other.token_expire_time) > $1::timestamptz
+    ORDER BY other.session_id DESC
+    OFFSET $5::bigint
+    LIMIT $6::bigint
+)
 RETURNING session_id, token_expire_time
 `
 
@@ -23,6 +29,8 @@ type EndOtherSessionsParams struct {
 	EndReason     string
 	AccountID     string
 	KeepSessionID string
+	Newest        int64
+	Batch         int64
 }
 
 type EndOtherSessionsRow struct {
@@ -30,12 +38,15 @@ type EndOtherSessionsRow struct {
 	TokenExpireTime time.Time
 }
 
+// A batch of those that are behind the newest.
 func (q *Queries) EndOtherSessions(ctx context.Context, arg EndOtherSessionsParams) ([]EndOtherSessionsRow, error) {
 	rows, err := q.db.Query(ctx, endOtherSessions,
 		arg.Now,
 		arg.EndReason,
 		arg.AccountID,
 		arg.KeepSessionID,
+		arg.Newest,
+		arg.Batch,
 	)
 	if err != nil {
 		return nil, err

@@ -110,6 +110,7 @@ func TestConfigurationErrorsNameTheFlag(t *testing.T) {
 		"--listen":            {"--listen=127.0.0.1:8080"},
 		"--tls-cert-file":     {"--tls-cert-file=cert.pem"},
 		"--max-body-bytes":    {"--max-body-bytes=0"},
+		"--max-connections":   {"--max-connections=-1"},
 		"--max-message-bytes": {"--max-message-bytes=12"},
 		"--default-timeout":   {"--default-timeout=2h"},
 		"--access-log":        {"--access-log=some"},

@@ -312,3 +312,12 @@ run "name_server_that_is_none" {
   }
   expect_failures = [var.name_servers]
 }
+
+run "volume_of_no_machine" {
+  command = plan
+
+  variables {
+    data_devices = { data-1 = "/dev/disk/by-id/one" }
+  }
+  expect_failures = [var.data_devices]
+}

@@ -364,3 +364,12 @@ run "data_device_elsewhere" {
   }
   expect_failures = [var.data_device]
 }
+
+run "data_elsewhere" {
+  command = plan
+
+  variables {
+    data_jobs = ["../account-db"]
+  }
+  expect_failures = [var.data_jobs]
+}

@@ -55,6 +55,13 @@ run "server" {
     error_message = "A server has a file of clients."
   }
   assert {
+    condition = alltrue([
+      nonsensitive(output.files["/etc/ssh/authorized_keys.d/root"].content) == "ssh-ed25519 AAAAC3Nz operator\n",
+      nonsensitive(strcontains(output.files["/etc/ssh/sshd_config.d/marquee.conf"].content, "\nAuthorizedKeysFile /etc/ssh/authorized_keys.d/%u\n")),
+    ])
+    error_message = "Somebody else than the operators may log in, or they may not."
+  }
+  assert {
     condition     = nonsensitive(strcontains(output.files["/etc/systemd/system/nomad.service.d/role.conf"].content, "User=nomad"))
     error_message = "A server's Nomad runs as root."
   }
@@ -88,6 +95,7 @@ run "client" {
       consul_agent  = "agent's token", consul_nomad = "nomad's token"
     }
     tuned          = false
+    data_jobs      = ["account-db", "order-db"]
     static_network = { prefix = 24, gateway = "10.77.0.1", name_servers = ["10.77.0.1"] }
   }
 
@@ -110,10 +118,17 @@ run "client" {
         cni_path          = "/usr/lib/cni"
         meta              = { marquee_data = "true", marquee_edge = "true" }
         host_network      = { private = { cidr = "10.77.0.101/32" }, public = { cidr = "10.77.0.101/32" } }
-        host_volume       = { account-db-data = { path = "/var/lib/marquee/volumes/account-db" } }
+        host_volume = {
+          account-db-data = { path = "/var/lib/marquee/volumes/account-db" }
+          order-db-data   = { path = "/var/lib/marquee/volumes/order-db" }
+        }
       }
     })
     error_message = "Nomad's node.json of a client is ${nonsensitive(output.files["/etc/nomad.d/node.json"].content)}"
+  }
+  assert {
+    condition     = nonsensitive(strcontains(output.files["/etc/tmpfiles.d/marquee.conf"].content, "d /var/lib/marquee/volumes/account-db 0700 nobody nogroup -\nd /var/lib/marquee/volumes/order-db 0700 nobody nogroup -\n"))
+    error_message = "A data machine's folders are ${nonsensitive(output.files["/etc/tmpfiles.d/marquee.conf"].content)}"
   }
   assert {
     condition     = nonsensitive(jsondecode(output.files["/etc/marquee/artifactd.json"].content) == { role = "client", servers = ["10.77.0.11:4700", "10.77.0.12:4700", "10.77.0.13:4700"] })

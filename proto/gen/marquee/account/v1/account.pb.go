@@ -1422,7 +1422,12 @@ func (x *GetAccountResponse) GetAccount() *Account {
 }
 
 type GetSigningKeysRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most how many ended sessions and changed accounts together to return; 0 is
+	// all.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1457,6 +1462,20 @@ func (*GetSigningKeysRequest) Descriptor() ([]byte, []int) {
 	return file_marquee_account_v1_account_proto_rawDescGZIP(), []int{21}
 }
 
+func (x *GetSigningKeysRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetSigningKeysRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type GetSigningKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys a token may be signed with: retired ones whose tokens are still
@@ -1468,8 +1487,10 @@ type GetSigningKeysResponse struct {
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
 	// Accounts whose roles changed while older tokens are within their lifetime.
 	ChangedAccounts []*ChangedAccount `protobuf:"bytes,3,rep,name=changed_accounts,json=changedAccounts,proto3" json:"changed_accounts,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetSigningKeysResponse) Reset() {
@@ -1521,6 +1542,13 @@ func (x *GetSigningKeysResponse) GetChangedAccounts() []*ChangedAccount {
 		return x.ChangedAccounts
 	}
 	return nil
+}
+
+func (x *GetSigningKeysResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type GetJSONWebKeySetRequest struct {
@@ -1992,12 +2020,16 @@ const file_marquee_account_v1_account_proto_rawDesc = "" +
 	"\n" +
 	"account_id\x18\x01 \x01(\tB,\xbaH)r'\x10\x01\x18@2!^(me|acc_[0-9A-HJKMNP-TV-Z]{26})$R\taccountId\"K\n" +
 	"\x12GetAccountResponse\x125\n" +
-	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\"\x17\n" +
-	"\x15GetSigningKeysRequest\"\xe4\x01\n" +
+	"\aaccount\x18\x01 \x01(\v2\x1b.marquee.account.v1.AccountR\aaccount\"j\n" +
+	"\x15GetSigningKeysRequest\x12(\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18І\x03(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"\x8c\x02\n" +
 	"\x16GetSigningKeysResponse\x122\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1e.marquee.account.v1.SigningKeyR\x04keys\x12G\n" +
 	"\x0eended_sessions\x18\x02 \x03(\v2 .marquee.account.v1.EndedSessionR\rendedSessions\x12M\n" +
-	"\x10changed_accounts\x18\x03 \x03(\v2\".marquee.account.v1.ChangedAccountR\x0fchangedAccounts\"\x19\n" +
+	"\x10changed_accounts\x18\x03 \x03(\v2\".marquee.account.v1.ChangedAccountR\x0fchangedAccounts\x12&\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\"\x19\n" +
 	"\x17GetJSONWebKeySetRequest\"N\n" +
 	"\x18GetJSONWebKeySetResponse\x122\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1e.marquee.account.v1.JSONWebKeyR\x04keys\"t\n" +

@@ -159,9 +159,17 @@ type AccountServiceClient interface {
 	// a log-out, the removal of a member or the revocation of an API key takes to
 	// be effective everywhere.
 	//
+	// Whoever verifies tokens asks with a page_size, and reads all pages: without
+	// one the answer is whole, or refused. Each page has all the keys. The pages may
+	// come from different instances: what had ended before the first was asked for,
+	// less the three seconds that an instance may be behind, is in one of them.
+	//
 	// Errors:
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
 	//     old to be handed on; ask another one.
+	//   - FAILED_PRECONDITION (PAGES_NEEDED): without a page_size, when more ended
+	//     or changed than fits into one answer.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	GetSigningKeys(ctx context.Context, in *GetSigningKeysRequest, opts ...grpc.CallOption) (*GetSigningKeysResponse, error)
 	// GetJSONWebKeySet returns the keys of GetSigningKeys as a JSON Web Key Set
 	// (RFC 7517), for programs that verify access tokens with a library. What they
@@ -415,9 +423,17 @@ type AccountServiceServer interface {
 	// a log-out, the removal of a member or the revocation of an API key takes to
 	// be effective everywhere.
 	//
+	// Whoever verifies tokens asks with a page_size, and reads all pages: without
+	// one the answer is whole, or refused. Each page has all the keys. The pages may
+	// come from different instances: what had ended before the first was asked for,
+	// less the three seconds that an instance may be behind, is in one of them.
+	//
 	// Errors:
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): what this instance knows is too
 	//     old to be handed on; ask another one.
+	//   - FAILED_PRECONDITION (PAGES_NEEDED): without a page_size, when more ended
+	//     or changed than fits into one answer.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	GetSigningKeys(context.Context, *GetSigningKeysRequest) (*GetSigningKeysResponse, error)
 	// GetJSONWebKeySet returns the keys of GetSigningKeys as a JSON Web Key Set
 	// (RFC 7517), for programs that verify access tokens with a library. What they
