@@ -16,3 +16,17 @@ service "account-db" {
 edge "gateway" "account" {}
 
 edge "account" "account-db" {}
+
+service "device" {
+  protocol = "grpc"
+}
+
+service "device-db" {
+  protocol = "tcp"
+}
+
+edge "gateway" "device" {}
+
+edge "device" "account" {}
+
+edge "device" "device-db" {}

@@ -15,3 +15,7 @@ service "account" {
 }
 
 service "gateway" {}
+
+service "device" {
+  database = true
+}

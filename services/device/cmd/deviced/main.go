@@ -1,0 +1,195 @@
+// Command deviced is the device service: displays, their players, and what they
+// play.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+	_ "time/tzdata" // displays stand in every zone, and images have no zone files
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/service"
+	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
+	"github.com/marquee-ads/marquee/services/device"
+	"github.com/marquee-ads/marquee/services/device/mqtt"
+	"github.com/marquee-ads/marquee/services/device/postgres"
+	"github.com/marquee-ads/marquee/services/device/server"
+)
+
+type config struct {
+	service.Config
+	Database database.Flags `embed:"" prefix:"database-"`
+	KeysFrom string         `default:"account" help:"Consul service that publishes the keys of access tokens."`
+
+	MqttListen          string `default:"127.0.0.1:0" help:"Address on which players connect over MQTT. Port 0 takes a free one."`
+	MqttCertificateFile string `type:"path" help:"File with the certificate chain (PEM) that players are shown: they then connect over TLS, and over nothing else. It and the key are read for each connection, so that renewed ones are used at once. Empty: no encryption."`
+	MqttKeyFile         string `type:"path" help:"File with the certificate's private key (PEM)."`
+
+	MqttConnections   int           `default:"10000" help:"Most players connected to this instance."`
+	MqttConnecting    int           `default:"500" help:"Most of them that are not let in yet."`
+	MqttConnectWithin time.Duration `default:"10s" help:"How long a connection may take until its player is let in."`
+	MqttKeepAlive     time.Duration `default:"5m" help:"Longest keep-alive; a player that asks for more gets this."`
+
+	// OnMQTT, when set, is called once with the address on which players connect:
+	// tests run the service on port 0.
+	OnMQTT func(address string) `kong:"-"`
+}
+
+// Validate checks what only this service has.
+func (c *config) Validate() error {
+	var problems []error
+	if _, _, err := net.SplitHostPort(c.MqttListen); err != nil {
+		problems = append(problems, fmt.Errorf("--mqtt-listen: %q is not an address; use host:port, for example 127.0.0.1:1883", c.MqttListen))
+	}
+	if (c.MqttCertificateFile == "") != (c.MqttKeyFile == "") {
+		problems = append(problems, errors.New("--mqtt-certificate-file: it and --mqtt-key-file belong together; give both, or neither"))
+	}
+	if c.Mode == service.Production && c.MqttCertificateFile == "" && !loopback(c.MqttListen) {
+		problems = append(problems, fmt.Errorf("--mqtt-listen: %s is not on loopback, and players would send their passwords unencrypted; give --mqtt-certificate-file, or listen on 127.0.0.1", c.MqttListen))
+	}
+	if err := c.limits().Validate(); err != nil {
+		problems = append(problems, fmt.Errorf("--mqtt-*: %w", err))
+	}
+	return errors.Join(append(problems, c.Database.Check(&c.Config))...)
+}
+
+func loopback(address string) bool {
+	host, _, _ := net.SplitHostPort(address) // Validate names one that is none
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// encryption is nil without a certificate. A pair that cannot be used is an error
+// at start, and later fails the connections that want it.
+func (c *config) encryption() (*tls.Config, error) {
+	if c.MqttCertificateFile == "" {
+		return nil, nil
+	}
+	load := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(c.MqttCertificateFile, c.MqttKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("--mqtt-certificate-file: reading it and its key: %w", err)
+		}
+		return &pair, nil
+	}
+	if _, err := load(); err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return load() },
+	}, nil
+}
+
+func (c *config) limits() mqtt.Limits {
+	limits := mqtt.DefaultLimits()
+	limits.Connections, limits.Connecting = c.MqttConnections, c.MqttConnecting
+	limits.ConnectWithin, limits.KeepAlive = c.MqttConnectWithin, c.MqttKeepAlive
+	return limits
+}
+
+func main() { service.Main("device", run) }
+
+// run is the service from its first to its last moment; tests call it with port 0.
+func run(ctx context.Context, cfg config) error {
+	encryption, err := cfg.encryption()
+	if err != nil {
+		return err
+	}
+	svc, err := service.New(ctx, cfg.Config)
+	if err != nil {
+		return err
+	}
+	defer svc.Close()
+
+	db, err := cfg.Database.Open(ctx, &cfg.Config, svc)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	store := postgres.New(db)
+	svc.Add(service.Component{Name: "the database", Start: store.Prepare})
+
+	publisher, err := svc.NewClient(cfg.KeysFrom)
+	if err != nil {
+		return err
+	}
+	defer publisher.Close()
+	keys := auth.NewRemoteKeys(publisher, svc.Log())
+	svc.AddBackground("reading the signing keys", keys.Run)
+	svc.AddBackground("sweeping", func(ctx context.Context) error { return sweep(ctx, store, svc) })
+
+	plane := device.NewPlane(store, svc.InstanceID(), time.Now, svc.Log().Named("plane"))
+	svc.AddBackground("the device plane", plane.Run)
+	svc.Metrics().MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "device_players_connected", Help: "Players that are connected to this instance.",
+	}, func() float64 { return float64(plane.Players()) }))
+	svc.Add(players(cfg, svc, plane, encryption))
+
+	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
+	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(device.New(store, device.DefaultThrottle(), time.Now, rand.Reader)))
+	return svc.Serve(ctx)
+}
+
+// players is the part of the service that players connect to.
+func players(cfg config, svc *service.Service, plane *device.Plane, encryption *tls.Config) service.Component {
+	var (
+		listener *mqtt.Listener
+		log      = svc.Log().Named("mqtt")
+		served   = make(chan struct{})
+	)
+	return service.Component{
+		Name: "the MQTT port",
+		Start: func(ctx context.Context) error {
+			broker, err := mqtt.NewBroker(plane, cfg.limits(), log)
+			if err != nil {
+				return err
+			}
+			if listener, err = mqtt.Listen(ctx, cfg.MqttListen, encryption, broker, cfg.limits(), log); err != nil {
+				return errors.Join(err, broker.Close())
+			}
+			log.Info("players can connect", "address", listener.Address(), "encrypted", encryption != nil)
+			if cfg.OnMQTT != nil {
+				cfg.OnMQTT(listener.Address())
+			}
+			go func() {
+				defer close(served)
+				listener.Serve()
+			}()
+			return nil
+		},
+		Stop: func(ctx context.Context) error {
+			err := listener.Close(ctx)
+			<-served
+			return err
+		},
+	}
+}
+
+const sweepEvery = 5 * time.Minute
+
+// sweep removes what is not needed any more, until ctx ends.
+func sweep(ctx context.Context, store *postgres.Store, svc *service.Service) error {
+	every := time.NewTicker(sweepEvery)
+	defer every.Stop()
+	for {
+		if n, err := store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			svc.Log().Warn("sweeping", "error", err)
+		} else if n > 0 {
+			svc.Log().Debug("swept", "rows", n)
+		}
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

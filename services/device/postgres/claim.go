@@ -1,0 +1,93 @@
+package postgres
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/marquee-ads/marquee/services/device"
+	"github.com/marquee-ads/marquee/services/device/postgres/query"
+)
+
+// PutClaimCode implements device.Store.
+func (s *Store) PutClaimCode(ctx context.Context, organisationID, id string, code device.ClaimCode) error {
+	return s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, _ query.Device) error {
+		return q.PutClaimCode(ctx, query.PutClaimCodeParams{
+			DeviceID: id, CodeHash: code.Hash, CreateTime: code.CreateTime, ExpireTime: code.ExpireTime,
+		})
+	})
+}
+
+// Claim implements device.Store.
+func (s *Store) Claim(ctx context.Context, codeHash, secretHash []byte, now time.Time) (deviceID string, err error) {
+	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		deviceID, err = q.TakeClaimCode(ctx, query.TakeClaimCodeParams{CodeHash: codeHash, Now: now})
+		if none(err) {
+			return device.ErrClaimCodeInvalid.Because(err)
+		}
+		if err != nil {
+			return err
+		}
+		return setSecret(ctx, q, deviceID, secretHash, now)
+	})
+	return deviceID, err
+}
+
+func setSecret(ctx context.Context, q *query.Queries, id string, secretHash []byte, now time.Time) error {
+	if err := q.SetSecret(ctx, query.SetSecretParams{DeviceID: id, SecretHash: secretHash, ClaimTime: &now}); err != nil {
+		return err
+	}
+	return q.Notify(ctx, string(device.CredentialsChanged)+" "+id)
+}
+
+// Rotate implements device.Store.
+func (s *Store) Rotate(ctx context.Context, organisationID, id string, secretHash []byte, now time.Time) error {
+	return s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device) error {
+		if row.SecretHash == nil {
+			return device.ErrNotClaimed
+		}
+		return setSecret(ctx, q, id, secretHash, now)
+	})
+}
+
+// Revoke implements device.Store.
+func (s *Store) Revoke(ctx context.Context, organisationID, id string, now time.Time) error {
+	return s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device) error {
+		if row.SecretHash != nil {
+			if err := q.RevokeSecret(ctx, query.RevokeSecretParams{DeviceID: id, RevokeTime: &now}); err != nil {
+				return err
+			}
+		}
+		return withdraw(ctx, q, id)
+	})
+}
+
+// ClaimFailures implements device.Store.
+func (s *Store) ClaimFailures(ctx context.Context, keys []string) (map[string]time.Time, error) {
+	var rows []query.ClaimFailure
+	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.ClaimFailures(ctx, keys)
+		return err
+	})
+	free := make(map[string]time.Time, len(rows))
+	for _, r := range rows {
+		free[r.Key] = r.FreeTime
+	}
+	return free, err
+}
+
+// CountClaimFailure implements device.Store.
+func (s *Store) CountClaimFailure(ctx context.Context, cost map[string]time.Duration, now time.Time) error {
+	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		// In one order, so that two of these do not wait for each other.
+		for _, key := range slices.Sorted(maps.Keys(cost)) {
+			if err := q.CountClaimFailure(ctx, query.CountClaimFailureParams{
+				Key: key, FreeTime: now.Add(cost[key]), CostSeconds: cost[key].Seconds(),
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,306 @@
+// Package postgres keeps devices, their playlists and their plays in Postgres.
+package postgres
+
+import (
+	"context"
+	"crypto/hmac"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/services/device"
+	"github.com/marquee-ads/marquee/services/device/postgres/query"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store implements device.Store and device.PlaneStore.
+type Store struct {
+	db *database.Database
+	q  *query.Queries
+}
+
+// New keeps devices in a database, which Prepare makes ready.
+func New(db *database.Database) *Store { return &Store{db: db, q: query.New(db.Pool())} }
+
+// Prepare waits for the database, brings its schema up to date, and makes what
+// plays of these days are stored in.
+func (s *Store) Prepare(ctx context.Context) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return fmt.Errorf("finding the migrations: %w", err)
+	}
+	return s.db.Prepare(ctx, files, func(ctx context.Context) error { return s.AddPlayPartitions(ctx, time.Now()) })
+}
+
+// transact is Transact with the queries of the transaction.
+func (s *Store) transact(ctx context.Context, use func(context.Context, *query.Queries) error) error {
+	return s.db.Transact(ctx, func(ctx context.Context, tx pgx.Tx) error { return use(ctx, s.q.WithTx(tx)) })
+}
+
+// none says whether a query found no row.
+func none(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
+
+// CreateDevice implements device.Store.
+func (s *Store) CreateDevice(ctx context.Context, r device.Request, d device.Device) (device.Device, error) {
+	hours, err := json.Marshal(hoursOf(d.Settings))
+	if err != nil {
+		return device.Device{}, fmt.Errorf("writing the hours: %w", err)
+	}
+	made := d
+	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		claimed, err := q.ClaimRequest(ctx, query.ClaimRequestParams{
+			CallerID: r.CallerID, RequestID: r.RequestID, Fingerprint: r.Fingerprint, DeviceID: d.ID, ExpireTime: r.ExpireTime, Now: r.Time,
+		})
+		if err != nil {
+			return err
+		}
+		if claimed == 0 {
+			made, err = repeated(ctx, q, r, d.OrganisationID)
+			return err
+		}
+		if err := q.LockOrganisation(ctx, d.OrganisationID); err != nil {
+			return err
+		}
+		n, err := q.CountDevices(ctx, d.OrganisationID)
+		if err != nil {
+			return err
+		}
+		if n >= device.MaxDevices {
+			return device.ErrTooManyDevices
+		}
+		o := d.Settings
+		return q.InsertDevice(ctx, query.InsertDeviceParams{
+			DeviceID: d.ID, OrganisationID: d.OrganisationID, Name: o.Name,
+			Latitude: o.Place.Latitude, Longitude: o.Place.Longitude, Address: o.Place.Address, VenueType: o.VenueType,
+			WidthPx: int32(o.Screen.Width), HeightPx: int32(o.Screen.Height),
+			LoopSeconds: seconds(o.LoopLength), SlotSeconds: seconds(o.SlotLength),
+			PriceMinor: o.SlotPrice.AmountMinor, Currency: o.SlotPrice.Currency, TimeZone: o.TimeZone, Hours: hours,
+			Revision: d.Revision, CreateTime: d.CreateTime, UpdateTime: d.UpdateTime,
+		})
+	})
+	return made, err
+}
+
+// repeated is the device that the first of a repeated request made.
+func repeated(ctx context.Context, q *query.Queries, r device.Request, organisationID string) (device.Device, error) {
+	before, err := q.Request(ctx, query.RequestParams{CallerID: r.CallerID, RequestID: r.RequestID})
+	if err != nil {
+		return device.Device{}, err
+	}
+	if !hmac.Equal(before.Fingerprint, r.Fingerprint) {
+		return device.Device{}, device.ErrRequestIDReused
+	}
+	return find(ctx, q, organisationID, before.DeviceID)
+}
+
+func hoursOf(s device.Settings) []device.Opening {
+	if s.Hours == nil {
+		return []device.Opening{}
+	}
+	return s.Hours
+}
+
+func seconds(d time.Duration) int32 { return int32(d / time.Second) }
+
+// FindDevice implements device.Store.
+func (s *Store) FindDevice(ctx context.Context, organisationID, id string) (d device.Device, err error) {
+	err = s.db.Read(ctx, func(ctx context.Context) error {
+		d, err = find(ctx, s.q, organisationID, id)
+		return err
+	})
+	return d, err
+}
+
+func find(ctx context.Context, q *query.Queries, organisationID, id string) (device.Device, error) {
+	row, err := q.Device(ctx, query.DeviceParams{OrganisationID: organisationID, DeviceID: id})
+	if none(err) {
+		return device.Device{}, device.ErrNotFound.Because(err)
+	}
+	if err != nil {
+		return device.Device{}, err
+	}
+	return deviceOf(row)
+}
+
+// ListDevices implements device.Store.
+func (s *Store) ListDevices(ctx context.Context, organisationID string, f device.Filter, before string, limit int) ([]device.Device, error) {
+	var rows []query.DevicesRow
+	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.Devices(ctx, query.DevicesParams{
+			OrganisationID: organisationID, Before: before, AtMost: int32(limit),
+			State: string(f.State), VenueType: f.VenueType, NameContains: f.NameContains,
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	found := make([]device.Device, len(rows))
+	for i, row := range rows {
+		if found[i], err = deviceOf(query.DeviceRow(row)); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func deviceOf(row query.DeviceRow) (device.Device, error) {
+	r := row.Device
+	settings, err := settingsOf(r)
+	if err != nil {
+		return device.Device{}, err
+	}
+	state := device.Unclaimed
+	switch {
+	case r.SecretHash != nil:
+		state = device.Claimed
+	case r.RevokeTime != nil:
+		state = device.Revoked
+	}
+	presence := device.Presence{Online: row.Online}
+	switch {
+	case row.Online:
+		presence.Since = moment(row.ConnectTime)
+	case row.DisconnectTime != nil:
+		presence.Since = moment(row.DisconnectTime)
+	case row.SeenTime != nil:
+		// Its instance died: that was the last moment it was known to be connected.
+		presence.Since = moment(row.SeenTime)
+	default:
+		presence.Since = moment(row.ConnectTime)
+	}
+	return device.Device{
+		ID: r.DeviceID, OrganisationID: r.OrganisationID, Settings: settings, State: state, Presence: presence,
+		Revision: r.Revision, CreateTime: r.CreateTime.UTC(), UpdateTime: r.UpdateTime.UTC(), ClaimTime: moment(r.ClaimTime),
+	}, nil
+}
+
+func settingsOf(r query.Device) (device.Settings, error) {
+	var hours []device.Opening
+	if err := json.Unmarshal(r.Hours, &hours); err != nil {
+		return device.Settings{}, fmt.Errorf("reading the hours of %s: %w", r.DeviceID, err)
+	}
+	if len(hours) == 0 {
+		hours = nil
+	}
+	return device.Settings{
+		Name: r.Name, Place: device.Place{Latitude: r.Latitude, Longitude: r.Longitude, Address: r.Address}, VenueType: r.VenueType,
+		Screen:     device.Screen{Width: int(r.WidthPx), Height: int(r.HeightPx)},
+		LoopLength: time.Duration(r.LoopSeconds) * time.Second, SlotLength: time.Duration(r.SlotSeconds) * time.Second,
+		SlotPrice: device.Price{AmountMinor: r.PriceMinor, Currency: r.Currency}, TimeZone: r.TimeZone, Hours: hours,
+	}, nil
+}
+
+func moment(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// change runs do in a transaction while nobody else can change the device; with
+// deleted also for one that was deleted.
+func (s *Store) change(ctx context.Context, organisationID, id string, deleted bool, do func(context.Context, *query.Queries, query.Device) error) error {
+	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		row, err := q.LockDevice(ctx, query.LockDeviceParams{OrganisationID: organisationID, DeviceID: id})
+		if none(err) || err == nil && row.Device.DeleteTime != nil && !deleted {
+			return device.ErrNotFound.Because(err)
+		}
+		if err != nil {
+			return err
+		}
+		return do(ctx, q, row.Device)
+	})
+}
+
+// UpdateDevice implements device.Store.
+func (s *Store) UpdateDevice(ctx context.Context, organisationID, id string, o device.Settings, revision int64, now time.Time) (d device.Device, err error) {
+	hours, err := json.Marshal(hoursOf(o))
+	if err != nil {
+		return device.Device{}, fmt.Errorf("writing the hours: %w", err)
+	}
+	err = s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device) error {
+		before, err := settingsOf(row)
+		if err != nil {
+			return err
+		}
+		if !before.Equal(o) {
+			if revision != 0 && revision != row.Revision {
+				return device.ErrChanged
+			}
+			if err := q.UpdateDevice(ctx, query.UpdateDeviceParams{
+				DeviceID: id, Name: o.Name,
+				Latitude: o.Place.Latitude, Longitude: o.Place.Longitude, Address: o.Place.Address, VenueType: o.VenueType,
+				WidthPx: int32(o.Screen.Width), HeightPx: int32(o.Screen.Height),
+				LoopSeconds: seconds(o.LoopLength), SlotSeconds: seconds(o.SlotLength),
+				PriceMinor: o.SlotPrice.AmountMinor, Currency: o.SlotPrice.Currency, TimeZone: o.TimeZone, Hours: hours, UpdateTime: now,
+			}); err != nil {
+				return err
+			}
+		}
+		d, err = find(ctx, q, organisationID, id)
+		return err
+	})
+	return d, err
+}
+
+// DeleteDevice implements device.Store.
+func (s *Store) DeleteDevice(ctx context.Context, organisationID, id string, now time.Time) error {
+	return s.change(ctx, organisationID, id, true, func(ctx context.Context, q *query.Queries, row query.Device) error {
+		if row.DeleteTime != nil {
+			return nil
+		}
+		if err := q.DeleteDevice(ctx, query.DeleteDeviceParams{DeviceID: id, DeleteTime: &now}); err != nil {
+			return err
+		}
+		return withdraw(ctx, q, id)
+	})
+}
+
+// withdraw takes away a claim code and says that credentials changed.
+func withdraw(ctx context.Context, q *query.Queries, id string) error {
+	if err := q.DeleteClaimCode(ctx, id); err != nil {
+		return err
+	}
+	return q.Notify(ctx, string(device.CredentialsChanged)+" "+id)
+}
+
+// Sweep removes what is not needed any more: a batch of each kind. It says how
+// many rows that were.
+func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
+	const batch = 5000
+	var total int64
+	for _, sweep := range []func(context.Context) (int64, error){
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepRequests(ctx, query.SweepRequestsParams{Now: now, Batch: batch})
+		},
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepClaimCodes(ctx, query.SweepClaimCodesParams{Now: now, Batch: batch})
+		},
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepClaimFailures(ctx, query.SweepClaimFailuresParams{Now: now, Batch: batch})
+		},
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepRejectedPlays(ctx, query.SweepRejectedPlaysParams{Before: now.Add(-device.RejectedKept), Batch: batch})
+		},
+		s.q.SweepInstances,
+	} {
+		err := s.db.Call(ctx, func(ctx context.Context) error {
+			n, err := sweep(ctx)
+			total += n
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}

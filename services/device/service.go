@@ -1,0 +1,164 @@
+package device
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"regexp"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+)
+
+const (
+	idPrefix   = "dev_"
+	ulidLength = 26
+)
+
+var idPattern = regexp.MustCompile(`^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$`)
+
+// Store keeps devices. Its errors are the faults named here, one with which the
+// database says that trying again can help, the context's error, or something
+// unexpected. What names a device that the organisation does not have fails with
+// ErrNotFound.
+type Store interface {
+	// CreateDevice stores a device, unless the request came before: then it returns
+	// the one that was made. Errors: ErrRequestIDReused, ErrTooManyDevices.
+	CreateDevice(ctx context.Context, r Request, d Device) (Device, error)
+	FindDevice(ctx context.Context, organisationID, id string) (Device, error)
+	// ListDevices returns up to limit devices whose id is less than before ("" is no
+	// bound), the greatest first.
+	ListDevices(ctx context.Context, organisationID string, f Filter, before string, limit int) ([]Device, error)
+	// UpdateDevice replaces the settings of a device that has the revision, or any
+	// when that is 0; the same settings change nothing. Errors: ErrChanged.
+	UpdateDevice(ctx context.Context, organisationID, id string, s Settings, revision int64, now time.Time) (Device, error)
+	// DeleteDevice takes the device out of everything but what it played.
+	DeleteDevice(ctx context.Context, organisationID, id string, now time.Time) error
+
+	// PutClaimCode makes this the one code of the device.
+	PutClaimCode(ctx context.Context, organisationID, id string, code ClaimCode) error
+	// Claim uses a code up and gives its device credentials. Errors:
+	// ErrClaimCodeInvalid.
+	Claim(ctx context.Context, codeHash, secretHash []byte, now time.Time) (deviceID string, err error)
+	// Rotate gives a device that has credentials others. Errors: ErrNotClaimed.
+	Rotate(ctx context.Context, organisationID, id string, secretHash []byte, now time.Time) error
+	Revoke(ctx context.Context, organisationID, id string, now time.Time) error
+	// ClaimFailures are when the budgets under these keys are whole again.
+	ClaimFailures(ctx context.Context, keys []string) (map[string]time.Time, error)
+	// CountClaimFailure puts each key's time off by its cost.
+	CountClaimFailure(ctx context.Context, cost map[string]time.Duration, now time.Time) error
+
+	// PutPlaylist stores items as the next version, unless they are those of the
+	// present one. It fails with what check says of the device, under its lock.
+	PutPlaylist(ctx context.Context, organisationID, id string, items []Item, now time.Time, check func(Settings) error) (Playlist, error)
+	FindPlaylist(ctx context.Context, organisationID, id string) (Playlist, error)
+	// ListPlays returns up to limit sums, the newest hour first, behind a position.
+	ListPlays(ctx context.Context, organisationID, id string, span Span, after *HourPosition, limit int) ([]Hour, error)
+}
+
+// Request is a write as it is remembered for repeats.
+type Request struct {
+	CallerID    string
+	RequestID   string
+	Fingerprint []byte // SHA-256 of the body
+	Time        time.Time
+	ExpireTime  time.Time
+}
+
+// Filter says which devices of an organisation are wanted; its zero value is all.
+type Filter struct {
+	State State
+	// VenueType also stands for those below it.
+	VenueType    string
+	NameContains string
+}
+
+// Service is what the device service does for people and programs.
+type Service struct {
+	store    Store
+	throttle Throttle
+	now      func() time.Time
+	random   io.Reader
+}
+
+// New wires the service. now is the clock, random the source of ids and secrets.
+func New(store Store, throttle Throttle, now func() time.Time, random io.Reader) *Service {
+	return &Service{store: store, throttle: throttle, now: now, random: random}
+}
+
+// moment is now as the database keeps it.
+func (s *Service) moment() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+
+// Create makes a device. callerID is whose request id it is. Errors:
+// ErrSettings, ErrRequestIDReused, ErrTooManyDevices.
+func (s *Service) Create(ctx context.Context, callerID, requestID, organisationID string, settings Settings) (Device, error) {
+	settings, err := settings.cleaned()
+	if err != nil {
+		return Device{}, err
+	}
+	body, err := json.Marshal(struct {
+		OrganisationID string
+		Settings       Settings
+	}{organisationID, settings})
+	if err != nil {
+		return Device{}, fmt.Errorf("making a fingerprint: %w", err)
+	}
+	now := s.moment()
+	id, err := ulid.New(ulid.Timestamp(now), s.random)
+	if err != nil {
+		return Device{}, fmt.Errorf("making an id: %w", err)
+	}
+	fingerprint := sha256.Sum256(body)
+	made, err := s.store.CreateDevice(ctx, Request{
+		CallerID: callerID, RequestID: requestID, Fingerprint: fingerprint[:], Time: now, ExpireTime: now.Add(RequestLifetime),
+	}, Device{
+		ID: idPrefix + id.String(), OrganisationID: organisationID, Settings: settings, State: Unclaimed,
+		Revision: 1, CreateTime: now, UpdateTime: now,
+	})
+	if err != nil {
+		return Device{}, fmt.Errorf("making a device: %w", err)
+	}
+	return made, nil
+}
+
+// Find returns a device. Errors: ErrNotFound.
+func (s *Service) Find(ctx context.Context, organisationID, id string) (Device, error) {
+	return s.store.FindDevice(ctx, organisationID, id)
+}
+
+// List returns a page of an organisation's devices, the newest first, and the
+// token of the next, empty on the last. Errors: ErrPageTokenInvalid.
+func (s *Service) List(ctx context.Context, organisationID string, f Filter, page Page) ([]Device, string, error) {
+	of := "devices of " + organisationID
+	before, err := page.open(of)
+	if err != nil {
+		return nil, "", err
+	}
+	size := page.size()
+	// One more than asked for tells whether there is another page.
+	found, err := s.store.ListDevices(ctx, organisationID, f, before, size+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
+	}
+	if len(found) <= size {
+		return found, "", nil
+	}
+	return found[:size], sealPage(of, found[size-1].ID), nil
+}
+
+// Update replaces a device's settings. revision 0 overwrites whatever is there.
+// Errors: ErrSettings, ErrNotFound, ErrChanged.
+func (s *Service) Update(ctx context.Context, organisationID, id string, settings Settings, revision int64) (Device, error) {
+	settings, err := settings.cleaned()
+	if err != nil {
+		return Device{}, err
+	}
+	return s.store.UpdateDevice(ctx, organisationID, id, settings, revision, s.moment())
+}
+
+// Delete takes a device away; a repeat changes nothing. Errors: ErrNotFound.
+func (s *Service) Delete(ctx context.Context, organisationID, id string) error {
+	return s.store.DeleteDevice(ctx, organisationID, id, s.moment())
+}
