@@ -29,7 +29,8 @@ import (
 	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	accessv1 "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
-	_ "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1" // its methods are in the table
+	_ "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1" // whose methods are tried
+	_ "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"   // its methods are in the table
 )
 
 // crew is an organisation with somebody in each role, and a program in each that
@@ -198,7 +199,7 @@ func TestAuthorisation(t *testing.T) {
 		t.Run(string(row.method.FullName()), func(t *testing.T) { call(t, row) })
 	}
 	require.Len(t, last, 1)
-	require.GreaterOrEqual(t, len(rows), 35, "methods")
+	require.GreaterOrEqual(t, len(rows), 47, "methods")
 	t.Logf("%d methods against %d callers: %d pairs", len(rows), len(callers), pairs)
 }
 
@@ -274,7 +275,7 @@ func (c *crew) overREST(t *testing.T, row verdict, who string) string {
 		return "x"
 	})
 	request := load.Request{Method: verb, Path: path, Token: c.tokens[who]}
-	if verb == http.MethodPost || verb == http.MethodPatch {
+	if verb == http.MethodPost || verb == http.MethodPut || verb == http.MethodPatch {
 		request.Body = map[string]string{}
 	}
 	_, err := c.doors.REST.Do(c.ctx, request, nil)
