@@ -477,17 +477,13 @@ func (c *cluster) printLogs(t *testing.T) {
 // addresses: it is told nothing of what happens to them.
 func (c *cluster) openDoors(t *testing.T, machines ...*node) *scenario.Accounts {
 	t.Helper()
-	var bases, addresses []string
+	var gateways []stack.Gateway
 	for _, n := range machines {
-		bases = append(bases, fmt.Sprintf("http://%s:%d", n.Address(), httpPort))
-		addresses = append(addresses, fmt.Sprintf("%s:%d", n.Address(), grpcPort))
+		gateways = append(gateways, stack.Gateway{
+			HTTP: fmt.Sprintf("%s:%d", n.Address(), httpPort), GRPC: fmt.Sprintf("%s:%d", n.Address(), grpcPort),
+		})
 	}
-	rest := load.NewREST(bases...)
-	t.Cleanup(rest.Close)
-	conn, err := load.DialGRPC(addresses...)
-	require.NoError(t, err)
-	t.Cleanup(func() { conn.Close() })
-	return scenario.NewAccounts(rest, conn)
+	return scenario.OpenDoors(t, gateways).Accounts()
 }
 
 // rateVariable is the calls a second, for hosts too busy or too small for those

@@ -26,6 +26,7 @@ import (
 	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/environment"
 	"github.com/marquee-ads/marquee/platform/keys"
+	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 	"github.com/marquee-ads/marquee/platform/vms"
 	"github.com/marquee-ads/marquee/platform/vms/box"
@@ -288,31 +289,26 @@ func (r *room) deploy(t *testing.T, _ context.Context) {
 }
 
 // doors are the gateways' doors on these machines.
-func (r *room) doors(t *testing.T, addresses ...string) (*scenario.Accounts, *load.REST) {
+func doors(t *testing.T, addresses ...string) scenario.Doors {
 	t.Helper()
-	var bases, grpc []string
+	var gateways []stack.Gateway
 	for _, a := range addresses {
-		bases, grpc = append(bases, "http://"+net.JoinHostPort(a, "8080")), append(grpc, net.JoinHostPort(a, "8081"))
+		gateways = append(gateways, stack.Gateway{HTTP: net.JoinHostPort(a, "8080"), GRPC: net.JoinHostPort(a, "8081")})
 	}
-	rest := load.NewREST(bases...)
-	t.Cleanup(rest.Close)
-	conn, err := load.DialGRPC(grpc...)
-	require.NoError(t, err)
-	t.Cleanup(func() { conn.Close() })
-	return scenario.NewAccounts(rest, conn), rest
+	return scenario.OpenDoors(t, gateways)
 }
 
 // signUp waits until every machine of the edge serves, makes an account through
 // them and logs in to it.
 func (r *room) signUp(t *testing.T, ctx context.Context) {
 	for _, address := range r.env.Edge {
-		_, door := r.doors(t, address)
+		door := doors(t, address).REST
 		scenario.Eventually(ctx, t, 5*time.Minute, address+" serves", func() error {
 			_, err := door.Do(ctx, load.Request{Method: "GET", Path: "/v1/signing-keys", Idempotent: true}, nil)
 			return err
 		})
 	}
-	_, rest := r.doors(t, r.env.Edge...)
+	rest := doors(t, r.env.Edge...).REST
 	id := fmt.Sprintf("somebody-%d", time.Now().UnixNano())
 	account := id + "@example.com"
 	var made struct {
@@ -377,9 +373,8 @@ func (r *room) loseAMachine(t *testing.T, ctx context.Context) {
 
 	// Callers know both doors. An emulated machine answers some twenty calls a
 	// second while it also starts tasks.
-	accounts, rest := r.doors(t, address(other), address(victim))
-	defer rest.Close()
-	plan := load.Plan{Rate: 10, Timeout: 30 * time.Second, Ops: accounts.KeyReads()[:1]}
+	edge := doors(t, address(other), address(victim))
+	plan := load.Plan{Rate: 10, Timeout: 30 * time.Second, Ops: edge.Accounts().KeyReads()[:1]}
 	running := load.Start(ctx, plan)
 	scenario.AtLeast(ctx, t, running, 100)
 
