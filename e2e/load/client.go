@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -155,17 +156,26 @@ func (c *REST) Set(bases ...string) {
 	c.bases.Store(&now)
 }
 
-// pick is the next gateway in turn that is not resting; or that is, when all are.
-func (c *REST) pick() *base {
+// pick is the next gateway in turn that is not resting and was not asked before;
+// or the next that was not asked, or just the next.
+func (c *REST) pick(asked []*base) *base {
 	bases := *c.bases.Load()
 	first := c.next.Add(1)
 	now := time.Now()
+	next := bases[first%uint64(len(bases))]
 	for i := range uint64(len(bases)) {
-		if b := bases[(first+i)%uint64(len(bases))]; b.usable(now) {
+		b := bases[(first+i)%uint64(len(bases))]
+		if slices.Contains(asked, b) {
+			continue
+		}
+		if b.usable(now) {
 			return b
 		}
+		if slices.Contains(asked, next) {
+			next = b
+		}
 	}
-	return bases[first%uint64(len(bases))]
+	return next
 }
 
 // Close ends idle connections.
@@ -202,6 +212,7 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 	if r.Idempotent {
 		tries = 4
 	}
+	var asked []*base
 	for try := range tries {
 		if try > 0 {
 			select {
@@ -210,7 +221,8 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 			case <-time.After(20 * time.Millisecond << try):
 			}
 		}
-		b := c.pick()
+		b := c.pick(asked)
+		asked = append(asked, b)
 		servedBy, err = c.once(ctx, b.url, r, body, out)
 		if unreached := (*url.Error)(nil); errors.As(err, &unreached) && ctx.Err() == nil {
 			b.rests.Store(time.Now().Add(restTime).UnixNano())

@@ -85,6 +85,28 @@ func TestRESTLeavesADeadGatewayAlone(t *testing.T) {
 	require.Equal(t, 2, tries)
 }
 
+// A call is repeated at another gateway, also while others take turns.
+func TestRESTRepeatsElsewhere(t *testing.T) {
+	var refused, served atomic.Int64
+	away := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		refused.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer away.Close()
+	there := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served.Add(1) }))
+	defer there.Close()
+	c := NewREST(away.URL, there.URL)
+	defer c.Close()
+	const calls = 400
+	report := Start(t.Context(), Plan{Rate: 2000, Calls: calls, Timeout: 5 * time.Second, Ops: []Op{{Name: "get", Call: func(ctx context.Context) (string, error) {
+		return c.Do(ctx, Request{Method: "GET", Path: "/", Idempotent: true}, nil)
+	}}}}).Wait()
+	require.Empty(t, report.Failed)
+	require.EqualValues(t, calls, served.Load())
+	require.LessOrEqual(t, refused.Load(), int64(calls), "a call came back to the one that had refused it")
+	require.Positive(t, refused.Load())
+}
+
 // Whoever is told that a gateway is gone does not go there, and remembers which
 // of the others rest.
 func TestRESTFollows(t *testing.T) {
