@@ -165,16 +165,7 @@ func (s *Stack) place(ctx context.Context, built map[string]release.Binary, know
 
 // prepareCluster draws the edges and makes the secrets.
 func (s *Stack) prepareCluster(ctx context.Context) error {
-	// One text: what a file draws may be what another declares.
-	var text []byte
-	for _, file := range s.cfg.EdgesFiles {
-		more, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("reading the edges: %w", err)
-		}
-		text = append(append(text, more...), '\n')
-	}
-	drawn, err := edges.Parse(text, strings.Join(s.cfg.EdgesFiles, "+"))
+	drawn, err := s.edges()
 	if err != nil {
 		return err
 	}
@@ -182,6 +173,20 @@ func (s *Stack) prepareCluster(ctx context.Context) error {
 		return err
 	}
 	return s.makeSecrets(ctx)
+}
+
+// edges reads all edges files as one text: what a file draws may be what another
+// declares.
+func (s *Stack) edges() (edges.Edges, error) {
+	var text []byte
+	for _, file := range s.cfg.EdgesFiles {
+		more, err := os.ReadFile(file)
+		if err != nil {
+			return edges.Edges{}, fmt.Errorf("reading the edges: %w", err)
+		}
+		text = append(append(text, more...), '\n')
+	}
+	return edges.Parse(text, strings.Join(s.cfg.EdgesFiles, "+"))
 }
 
 // build makes the binaries of some services: programs by job file variable.
@@ -232,9 +237,11 @@ func (s *Stack) Deploy(ctx context.Context, name string, variables map[string]st
 	return s.deploy(ctx, service, variables)
 }
 
-// DeployAll deploys services, all when none is named, at once with the binaries
-// that Prepare built; it returns when all instances are healthy, with what each
-// deployment did.
+// DeployAll deploys services, all when none is named, with the binaries that
+// Prepare built; it returns when all instances are healthy, with what each
+// deployment did. On this machine all are deployed at once. On machines it is one
+// after the other, who is called before their callers: what does not become
+// healthy stops the rest, and nobody waits for what is not there yet.
 func (s *Stack) DeployAll(ctx context.Context, names ...string) ([]jobs.Deployed, error) {
 	if err := s.Known(names...); err != nil {
 		return nil, err
@@ -245,6 +252,14 @@ func (s *Stack) DeployAll(ctx context.Context, names ...string) ([]jobs.Deployed
 	}
 	done := make([]jobs.Deployed, len(services))
 	group, ctx := errgroup.WithContext(ctx)
+	if s.cluster == nil {
+		drawn, err := s.edges()
+		if err != nil {
+			return nil, err
+		}
+		services = calleesFirst(services, drawn)
+		group.SetLimit(1) // which makes Go wait
+	}
 	for i, service := range services {
 		group.Go(func() error {
 			var err error
@@ -253,6 +268,30 @@ func (s *Stack) DeployAll(ctx context.Context, names ...string) ([]jobs.Deployed
 		})
 	}
 	return done, group.Wait()
+}
+
+// calleesFirst sorts services so that each comes after those it calls, and
+// otherwise leaves their order; of a circle one has to come too early.
+func calleesFirst(services []Service, drawn edges.Edges) []Service {
+	sorted := make([]Service, 0, len(services))
+	seen := make(map[string]bool)
+	var take func(Service)
+	take = func(one Service) {
+		if seen[one.Name] {
+			return
+		}
+		seen[one.Name] = true
+		for _, other := range services {
+			if _, calls := drawn.Find(one.Name, other.Name); calls {
+				take(other)
+			}
+		}
+		sorted = append(sorted, one)
+	}
+	for _, one := range services {
+		take(one)
+	}
+	return sorted
 }
 
 func (s *Stack) deploy(ctx context.Context, service Service, variables map[string]string) (jobs.Deployed, error) {
