@@ -3,12 +3,14 @@ module github.com/marquee-ads/marquee/e2e
 go 1.26.7
 
 require (
+	github.com/eclipse/paho.mqtt.golang v1.5.1
 	github.com/golang-jwt/jwt/v5 v5.3.1
 	github.com/hashicorp/consul/api v1.34.5
 	github.com/hashicorp/go-hclog v1.6.3
 	github.com/hashicorp/nomad/api v0.0.0-20260907080526-08ef8f3d26da
 	github.com/marquee-ads/marquee/platform v0.0.0
 	github.com/marquee-ads/marquee/proto/gen v0.0.0
+	github.com/oklog/ulid/v2 v2.1.2
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0

@@ -89,14 +89,23 @@ func (a *Account) GetSigningKeys(context.Context, *accountv1.GetSigningKeysReque
 	}, nil
 }
 
-// Context is ctx with an access token of an account, good for five minutes in
-// one environment, as a gRPC client sends it.
+// Context is ctx with an access token of an account without roles, good for five
+// minutes in one environment, as a gRPC client sends it.
 func (a *Account) Context(ctx context.Context, tb testing.TB, environment, accountID string) context.Context {
 	tb.Helper()
+	return a.ContextWithRoles(ctx, tb, environment, accountID, nil)
+}
+
+// ContextWithRoles is Context for an account that has roles.
+func (a *Account) ContextWithRoles(ctx context.Context, tb testing.TB, environment, accountID string, roles auth.Roles) context.Context {
+	tb.Helper()
 	now := time.Now()
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
-		"iss": auth.Issuer, "aud": environment, "sub": accountID, "sid": sessionOf(accountID),
-		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, auth.Claims{
+		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer: auth.Issuer, Audience: jwt.ClaimStrings{environment}, Subject: accountID,
+			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(5 * time.Minute)),
+		},
+		SessionID: sessionOf(accountID), Roles: roles,
 	})
 	token.Header["kid"] = keyID
 	signed, err := token.SignedString(a.key)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 // APIKeyLifetime is how long an API key can be used unless it says otherwise.
@@ -45,7 +46,8 @@ func hashSecret(secret string) []byte {
 // CreateAPIKey makes an API key and its secret, which is not stored; lifetime 0
 // is APIKeyLifetime. The secret follows from the key's id, so that a repeat of the
 // request gets it too. Errors: ErrNameInvalid, ErrRequestIDReused,
-// ErrTooManyAPIKeys, auth.ErrNotAMember, auth.ErrRoleNotAllowed.
+// ErrTooManyAPIKeys, ErrAPIKeysThrottled, auth.ErrNotAMember,
+// auth.ErrRoleNotAllowed.
 func (s *Service) CreateAPIKey(ctx context.Context, caller auth.Caller, organisationID, requestID, name string, role auth.Role, lifetime time.Duration, from Origin) (APIKey, string, error) {
 	name, err := displayName(name)
 	if err != nil {
@@ -85,6 +87,13 @@ func (s *Service) CreateAPIKey(ctx context.Context, caller auth.Caller, organisa
 			return err
 		case keys >= MaxAPIKeys:
 			return ErrTooManyAPIKeys
+		}
+		wait, err := tx.Spend(ctx, throttle.Debit{Key: s.budgetKey("API keys", organisationID), Budget: s.throttle.APIKeys}, event.Time)
+		switch {
+		case err != nil:
+			return err
+		case wait > 0:
+			return ErrAPIKeysThrottled.WithRetryAfter(wait)
 		}
 		if err := tx.PutAPIKey(ctx, made); err != nil {
 			return err

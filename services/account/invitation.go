@@ -31,7 +31,7 @@ type Invitation struct {
 
 // CreateInvitation makes an invitation and the token by which it is accepted;
 // lifetime 0 is InvitationLifetime. Errors: ErrRequestIDReused,
-// auth.ErrNotAMember, auth.ErrRoleNotAllowed.
+// ErrTooManyInvitations, auth.ErrNotAMember, auth.ErrRoleNotAllowed.
 func (s *Service) CreateInvitation(ctx context.Context, caller auth.Caller, organisationID, requestID string, role auth.Role, lifetime time.Duration, from Origin) (Invitation, string, error) {
 	if lifetime == 0 {
 		lifetime = InvitationLifetime
@@ -56,6 +56,13 @@ func (s *Service) CreateInvitation(ctx context.Context, caller auth.Caller, orga
 		}
 		if !first {
 			return earlier(ctx, tx.Invitation, before, &made)
+		}
+		open, err := tx.CountInvitations(ctx, organisationID, event.Time)
+		switch {
+		case err != nil:
+			return err
+		case open >= MaxInvitations:
+			return ErrTooManyInvitations
 		}
 		if err := tx.PutInvitation(ctx, made); err != nil {
 			return err

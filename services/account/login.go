@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 // Credentials are what a log-in comes with.
@@ -22,7 +24,7 @@ type LoggedInto struct {
 	DeviceToken string
 }
 
-// LogIn opens a session. Errors: ErrWrongCredentials, ErrThrottled,
+// LogIn opens a session, and ends the oldest when there are too many. Errors: ErrWrongCredentials, ErrThrottled,
 // ErrOverloaded, ErrSigningKeysUnavailable.
 func (s *Service) LogIn(ctx context.Context, c Credentials, from Origin) (LoggedInto, error) {
 	found, err := s.authenticate(ctx, c, from)
@@ -45,13 +47,14 @@ func (s *Service) LogIn(ctx context.Context, c Credentials, from Origin) (Logged
 		return LoggedInto{}, err
 	}
 	event.SessionID = tokens.Session.ID
-	err = s.store.CreateSession(ctx, tokens.Session, found.Generation, *event)
+	ended, err := s.store.CreateSession(ctx, tokens.Session, found.Generation, *event)
 	if errors.Is(err, ErrPasswordChanged) {
 		return LoggedInto{}, ErrWrongCredentials.Because(err)
 	}
 	if err != nil {
 		return LoggedInto{}, fmt.Errorf("storing the session: %w", err)
 	}
+	s.announceEnd(ended...)
 	return LoggedInto{found.Account, tokens, device}, nil
 }
 
@@ -102,7 +105,7 @@ func (s *Service) authenticate(ctx context.Context, c Credentials, from Origin) 
 }
 
 // failed counts a wrong password and returns what the caller is told.
-func (s *Service) failed(ctx context.Context, debits []Debit, kind EventKind, accountID, sessionID string, from Origin, told error) error {
+func (s *Service) failed(ctx context.Context, debits []throttle.Debit, kind EventKind, accountID, sessionID string, from Origin, told error) error {
 	var event *Event
 	if accountID != "" {
 		var err error

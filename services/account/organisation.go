@@ -11,6 +11,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	MaxOrganisations = 50
 	// MaxAPIKeys bounds how many API keys of an organisation can be used.
 	MaxAPIKeys = 100
+	// MaxInvitations bounds how many invitations of an organisation can be accepted.
+	MaxInvitations = 100
 	// OffersKept is for how long invitations and API keys that cannot be used any
 	// more are still listed.
 	OffersKept = 30 * 24 * time.Hour
@@ -90,8 +93,10 @@ var (
 	ErrInvitationUsed       = fault.New(fault.FailedPrecondition, "INVITATION_USED", "the invitation was accepted before")
 	ErrInvitationExpired    = fault.New(fault.FailedPrecondition, "INVITATION_EXPIRED", "the invitation has expired: ask for another")
 	ErrInvitationRevoked    = fault.New(fault.FailedPrecondition, "INVITATION_REVOKED", "the invitation was revoked")
+	ErrTooManyInvitations   = fault.New(fault.FailedPrecondition, "TOO_MANY_INVITATIONS", "the organisation has %d open invitations: revoke one first", MaxInvitations)
 	ErrNoSuchAPIKey         = fault.New(fault.NotFound, "API_KEY_NOT_FOUND", "the organisation has no such API key")
 	ErrTooManyAPIKeys       = fault.New(fault.FailedPrecondition, "TOO_MANY_API_KEYS", "the organisation has %d API keys: revoke one first", MaxAPIKeys)
+	ErrAPIKeysThrottled     = fault.New(fault.ResourceExhausted, "API_KEYS_THROTTLED", "the organisation has made too many API keys lately")
 	ErrAPIKeyInvalid        = fault.New(fault.Unauthenticated, "API_KEY_INVALID", "this is not an API key of this environment")
 	ErrAPIKeyExpired        = fault.New(fault.Unauthenticated, "API_KEY_EXPIRED", "the API key has expired: make another")
 	ErrAPIKeyRevoked        = fault.New(fault.Unauthenticated, "API_KEY_REVOKED", "the API key was revoked")
@@ -137,12 +142,16 @@ type Tx interface {
 	PutMember(ctx context.Context, m Member, now time.Time) error
 	RemoveMember(ctx context.Context, organisationID, accountID string, now time.Time) error
 	Invitation(ctx context.Context, id string) (*Invitation, error)
+	CountInvitations(ctx context.Context, organisationID string, now time.Time) (int, error)
 	// PutInvitation and PutAPIKey add one or change its times.
 	PutInvitation(ctx context.Context, i Invitation) error
 	// APIKey locks out every other use and change of the key.
 	APIKey(ctx context.Context, id string) (*APIKey, error)
 	CountAPIKeys(ctx context.Context, organisationID string, now time.Time) (int, error)
 	PutAPIKey(ctx context.Context, k APIKey) error
+	// Spend counts a use against a budget whose key nobody else uses meanwhile,
+	// unless it is used up: then it says for how long.
+	Spend(ctx context.Context, d throttle.Debit, now time.Time) (wait time.Duration, err error)
 	Record(ctx context.Context, e Event) error
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -422,6 +423,42 @@ func TestInvitations(t *testing.T) {
 		require.ErrorIs(t, o.RevokeInvitation(t.Context(), callerOf(stranger), mine.ID, made.ID, from), account.ErrNoSuchInvitation, "another organisation's")
 		require.ErrorIs(t, o.RevokeInvitation(t.Context(), boss, o.organisation.ID, "inv_none", from), account.ErrNoSuchInvitation)
 	})
+
+	t.Run("ErrTooMany", func(t *testing.T) {
+		full := newOffice(t, pg)
+		made := func(n int, lifetime time.Duration) (account.Invitation, string, error) {
+			return full.CreateInvitation(t.Context(), callerOf(full.owner), full.organisation.ID, fmt.Sprint("room-", n), auth.Viewer, lifetime, from)
+		}
+		first, token, err := made(0, 0)
+		require.NoError(t, err)
+		second, _, err := made(1, 0)
+		require.NoError(t, err)
+		for n := 2; n < account.MaxInvitations; n++ {
+			_, _, err := made(n, time.Hour)
+			require.NoError(t, err)
+		}
+		refused := func(n int) {
+			t.Helper()
+			_, _, err := made(n, 0)
+			require.ErrorIs(t, err, account.ErrTooManyInvitations)
+		}
+		refused(200)
+		again, _, err := made(0, 0)
+		require.NoError(t, err, "a repeat makes no other invitation")
+		require.Equal(t, first, again)
+		_, err = full.AcceptInvitation(t.Context(), callerOf(member(t, full.Service, "guest")), token, from)
+		require.NoError(t, err)
+		_, _, err = made(201, 0)
+		require.NoError(t, err, "one was accepted")
+		refused(202)
+		require.NoError(t, full.RevokeInvitation(t.Context(), callerOf(full.owner), full.organisation.ID, second.ID, from))
+		_, _, err = made(203, 0)
+		require.NoError(t, err, "one was revoked")
+		refused(204)
+		full.clock.move(time.Hour)
+		_, _, err = made(205, 0)
+		require.NoError(t, err, "most have expired")
+	})
 }
 
 func TestAPIKeys(t *testing.T) {
@@ -521,6 +558,7 @@ func TestAPIKeys(t *testing.T) {
 			return err
 		}
 		for n := range account.MaxAPIKeys {
+			full.clock.move(account.DefaultThrottle().APIKeys.Every)
 			require.NoError(t, make(n))
 		}
 		require.ErrorIs(t, make(account.MaxAPIKeys), account.ErrTooManyAPIKeys)
@@ -528,6 +566,38 @@ func TestAPIKeys(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, full.RevokeAPIKey(t.Context(), callerOf(full.owner), full.organisation.ID, keys[0].ID, from))
 		require.NoError(t, make(account.MaxAPIKeys))
+	})
+
+	t.Run("ErrAPIKeysThrottled", func(t *testing.T) {
+		busy := newOffice(t, pg)
+		limit := account.DefaultThrottle().APIKeys
+		made := func(in account.Organisation, n int) (account.APIKey, error) {
+			key, _, err := busy.CreateAPIKey(t.Context(), callerOf(busy.owner), in.ID, fmt.Sprint(in.ID, n), "Key", auth.Viewer, 0, from)
+			return key, err
+		}
+		for n := range limit.Burst {
+			key, err := made(busy.organisation, n)
+			require.NoError(t, err)
+			// That it cannot be used any more makes no room.
+			require.NoError(t, busy.RevokeAPIKey(t.Context(), callerOf(busy.owner), busy.organisation.ID, key.ID, from))
+		}
+		for range 2 {
+			_, err := made(busy.organisation, limit.Burst)
+			require.ErrorIs(t, err, account.ErrAPIKeysThrottled)
+			f, _ := fault.From(err)
+			require.Equal(t, limit.Every, f.RetryAfter)
+		}
+		_, err := made(busy.organisation, 0)
+		require.NoError(t, err, "a repeat makes no other key")
+		other, err := busy.CreateOrganisation(t.Context(), callerOf(busy.owner), "request-other", "Other", account.KindAdvertiser, from)
+		require.NoError(t, err)
+		_, err = made(other, 0)
+		require.NoError(t, err, "another organisation waits, too")
+		busy.clock.move(limit.Every)
+		_, err = made(busy.organisation, limit.Burst)
+		require.NoError(t, err)
+		_, err = made(busy.organisation, limit.Burst+1)
+		require.ErrorIs(t, err, account.ErrAPIKeysThrottled)
 	})
 }
 

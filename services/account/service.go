@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 const (
@@ -39,8 +40,9 @@ type Store interface {
 	ReplacePasswordHash(ctx context.Context, accountID, oldHash, newHash string) error
 	// CreateSession stores a session, and the event of its account opening it,
 	// unless the password was changed since it was of this generation:
-	// ErrPasswordChanged.
-	CreateSession(ctx context.Context, s Session, passwordGeneration int, e Event) error
+	// ErrPasswordChanged. It ends the account's oldest sessions beyond MaxSessions,
+	// a bounded number in one call, and returns them.
+	CreateSession(ctx context.Context, s Session, passwordGeneration int, e Event) (ended []Session, err error)
 	// ChangeSession calls decide with the session while nobody else can change
 	// it, and stores the session and the event that it returns. decide is not
 	// called when there is no such session, and may be called again.
@@ -54,12 +56,12 @@ type Store interface {
 	// this generation: ErrPasswordChanged. Of very many sessions the oldest may have
 	// ended though it fails.
 	ChangePassword(ctx context.Context, generation int, newHash string, e Event) (ended []Session, err error)
-	// Failures returns what is used up of these keys' budgets; nothing for a key
-	// is nothing used.
-	Failures(ctx context.Context, keys []string) ([]Failures, error)
+	// Failures returns when these keys' budgets are whole again; those that are need
+	// not be among them.
+	Failures(ctx context.Context, keys []string) (map[string]time.Time, error)
 	// AddFailure counts a failure against each of the budgets, and stores the
 	// event if there is one.
-	AddFailure(ctx context.Context, now time.Time, debits []Debit, e *Event) error
+	AddFailure(ctx context.Context, now time.Time, debits []throttle.Debit, e *Event) error
 	// ListEvents returns up to limit of an account's events with ids less than
 	// before ("" is no bound), the greatest first.
 	ListEvents(ctx context.Context, accountID, before string, limit int) ([]Event, error)

@@ -11,6 +11,10 @@ import (
 // SessionsKept is for how long sessions that ended or expired are still listed.
 const SessionsKept = 30 * 24 * time.Hour
 
+// MaxSessions bounds how many sessions of an account can be used: a log-in ends
+// the oldest beyond it.
+const MaxSessions = 1000
+
 // Session is one log-in, on one device.
 type Session struct {
 	// ID is "ses_" and a ULID; the "sid" of its tokens.
@@ -41,6 +45,7 @@ const (
 	EndRevoked         EndReason = "REVOKED"
 	EndPasswordChanged EndReason = "PASSWORD_CHANGED"
 	EndReused          EndReason = "REFRESH_TOKEN_REUSED"
+	EndTooMany         EndReason = "TOO_MANY_SESSIONS"
 )
 
 // EndedSession is a session that was ended while tokens of it may be valid.

@@ -338,3 +338,47 @@ func TestSessions(t *testing.T) {
 		require.ErrorIs(t, verify(stolen), auth.ErrSessionEnded)
 	})
 }
+
+// Whoever logs in again and again, and never out, has their oldest sessions ended.
+func TestTooManySessions(t *testing.T) {
+	pg := pgtest.Start(t)
+	w := newWorld(t, pg)
+	s, keys, _ := w.service(t, cheap(), 1, 0)
+	verify := func(in account.LoggedInto) error {
+		_, err := auth.NewVerifier(auth.Issuer, "test", keys, w.clock.now).Verify(t.Context(), in.Tokens.Access)
+		return err
+	}
+	first := member(t, s, "Ada")
+	other := member(t, s, "Grace")
+	w.clock.move(time.Second)
+	second := logIn(t, s, "Ada")
+	for n := 2; n < account.MaxSessions; n++ {
+		session := second.Tokens.Session
+		session.ID = fmt.Sprintf("ses_7%025d", n)
+		ended, err := w.store.CreateSession(t.Context(), session, 0, account.Event{
+			ID: fmt.Sprintf("evt_7%025d", n), Time: w.clock.now(), Kind: account.LoggedIn, AccountID: second.Account.ID, ActorID: second.Account.ID, SessionID: session.ID,
+		})
+		require.NoError(t, err)
+		require.Empty(t, ended)
+	}
+	require.NoError(t, verify(first))
+	last := logIn(t, s, "Ada")
+	require.ErrorIs(t, verify(first), auth.ErrSessionEnded, "at once on this instance")
+	_, err := s.Refresh(t.Context(), "request-1", first.Tokens.Refresh, from)
+	require.ErrorIs(t, err, auth.ErrSessionEnded)
+	for _, in := range []account.LoggedInto{second, last, other} {
+		require.NoError(t, verify(in))
+	}
+	reasons := map[account.EndReason]int{}
+	for page := (account.Page{Size: 200}); ; {
+		sessions, next, err := s.ListSessions(t.Context(), callerOf(last), page)
+		require.NoError(t, err)
+		for _, session := range sessions {
+			reasons[session.EndReason]++
+		}
+		if page.Token = next; next == "" {
+			break
+		}
+	}
+	require.Equal(t, map[account.EndReason]int{"": account.MaxSessions, account.EndTooMany: 1}, reasons)
+}

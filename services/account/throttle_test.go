@@ -8,6 +8,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/pgtest"
+	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/account"
 )
 
@@ -178,7 +179,7 @@ func TestLookAlikes(t *testing.T) {
 
 func TestThrottleValidate(t *testing.T) {
 	require.NoError(t, account.DefaultThrottle().Validate())
-	for field, b := range map[string]account.Budget{
+	for field, b := range map[string]throttle.Budget{
 		"Name.Burst": {Burst: 0, Every: time.Second},
 		"Name.Every": {Burst: 1, Every: 0},
 	} {

@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 const (
@@ -47,39 +47,22 @@ var (
 	ErrClaimsThrottled  = fault.New(fault.ResourceExhausted, "CLAIMS_THROTTLED", "too many wrong claim codes")
 )
 
-// Budget is how many wrong codes are let through: a burst at once, and one more
-// each time that Every has passed.
-type Budget struct {
-	Burst int
-	Every time.Duration
-}
-
 // Throttle bounds how many claim codes can be tried.
 type Throttle struct {
 	// Address is for one IPv4 address or IPv6 network of 64 bits, which displays of
 	// one place share.
-	Address Budget
+	Address throttle.Budget
 	// All is for everybody together.
-	All Budget
+	All throttle.Budget
 }
 
 // DefaultThrottle lets all attackers together try 6,600 codes while one is good:
 // with 10,000 codes out at once they find one in 13,000 such times.
 func DefaultThrottle() Throttle {
 	return Throttle{
-		Address: Budget{Burst: 10, Every: 6 * time.Second},
-		All:     Budget{Burst: 600, Every: 100 * time.Millisecond},
+		Address: throttle.Budget{Burst: 10, Every: 6 * time.Second},
+		All:     throttle.Budget{Burst: 600, Every: 100 * time.Millisecond},
 	}
-}
-
-// Validate refuses budgets that let nothing through.
-func (t Throttle) Validate() error {
-	for name, b := range map[string]Budget{"address": t.Address, "all": t.All} {
-		if b.Burst < 1 || b.Every < time.Millisecond || b.Every > time.Hour {
-			return fmt.Errorf("the budget of claims by %s is a burst of %d and one more each %s; use a burst of 1 or more, and 1ms to 1h", name, b.Burst, b.Every)
-		}
-	}
-	return nil
 }
 
 // CreateClaimCode makes the code of a device, in place of an earlier one. Errors:
@@ -118,12 +101,16 @@ func newClaimCode(random io.Reader) (string, error) {
 // call came from, or empty. Errors: ErrClaimCodeInvalid, ErrClaimsThrottled.
 func (s *Service) Claim(ctx context.Context, code, address string) (Credentials, error) {
 	now := s.moment()
-	budgets := map[string]Budget{"all": s.throttle.All}
-	if network := network(address); network != "" {
-		budgets["address "+network] = s.throttle.Address
+	debits := []throttle.Debit{{Key: "all", Budget: s.throttle.All}}
+	if network := throttle.Network(address); network != "" {
+		debits = append(debits, throttle.Debit{Key: "address " + network, Budget: s.throttle.Address})
 	}
-	if err := s.admitClaim(ctx, budgets, now); err != nil {
-		return Credentials{}, err
+	whole, err := s.store.ClaimFailures(ctx, throttle.Keys(debits))
+	if err != nil {
+		return Credentials{}, fmt.Errorf("reading the wrong claim codes: %w", err)
+	}
+	if wait := throttle.Wait(debits, whole, now); wait > 0 {
+		return Credentials{}, ErrClaimsThrottled.WithRetryAfter(wait)
 	}
 	secret, err := newSecret(s.random)
 	if err != nil {
@@ -131,11 +118,7 @@ func (s *Service) Claim(ctx context.Context, code, address string) (Credentials,
 	}
 	id, err := s.store.Claim(ctx, hash(normalClaimCode(code)), hash(secret), now)
 	if errors.Is(err, ErrClaimCodeInvalid) {
-		cost := make(map[string]time.Duration, len(budgets))
-		for key, b := range budgets {
-			cost[key] = b.Every
-		}
-		if countErr := s.store.CountClaimFailure(ctx, cost, now); countErr != nil {
+		if countErr := s.store.CountClaimFailure(ctx, debits, now); countErr != nil {
 			return Credentials{}, fmt.Errorf("counting a wrong claim code: %w", countErr)
 		}
 	}
@@ -143,29 +126,6 @@ func (s *Service) Claim(ctx context.Context, code, address string) (Credentials,
 		return Credentials{}, fmt.Errorf("claiming a device: %w", err)
 	}
 	return Credentials{DeviceID: id, Secret: secret}, nil
-}
-
-// admitClaim fails with ErrClaimsThrottled, and when to try again, if a budget is
-// used up.
-func (s *Service) admitClaim(ctx context.Context, budgets map[string]Budget, now time.Time) error {
-	keys := make([]string, 0, len(budgets))
-	for key := range budgets {
-		keys = append(keys, key)
-	}
-	free, err := s.store.ClaimFailures(ctx, keys)
-	if err != nil {
-		return fmt.Errorf("reading the wrong claim codes: %w", err)
-	}
-	var wait time.Duration
-	for key, b := range budgets {
-		if at, ok := free[key]; ok {
-			wait = max(wait, at.Sub(now)-time.Duration(b.Burst-1)*b.Every)
-		}
-	}
-	if wait > 0 {
-		return ErrClaimsThrottled.WithRetryAfter((wait + time.Second - 1).Truncate(time.Second))
-	}
-	return nil
 }
 
 // normalClaimCode is a code as it was made, of what somebody typed.
@@ -176,24 +136,6 @@ func normalClaimCode(text string) string {
 		}
 		return r
 	}, text))
-}
-
-// network is what an attacker has at the price of one address; empty for what is
-// no address.
-func network(address string) string {
-	ip, err := netip.ParseAddr(address)
-	if err != nil {
-		return ""
-	}
-	ip = ip.Unmap().WithZone("")
-	if ip.Is4() {
-		return ip.String()
-	}
-	prefix, err := ip.Prefix(64)
-	if err != nil {
-		return ""
-	}
-	return prefix.String()
 }
 
 // Rotate replaces a device's credentials. Errors: ErrNotFound, ErrNotClaimed.

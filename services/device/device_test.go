@@ -18,6 +18,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/fault"
 	"github.com/marquee-ads/marquee/platform/pgtest"
+	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres/postgrestest"
 )
@@ -56,8 +57,8 @@ func settings() device.Settings {
 func TestClaimThrottle(t *testing.T) {
 	store, _ := postgrestest.New(t, &pg)
 	now := &clock{at: time.Now()}
-	throttle := device.Throttle{Address: device.Budget{Burst: 3, Every: time.Minute}, All: device.Budget{Burst: 6, Every: time.Second}}
-	s := device.New(store, throttle, now.now, rand.Reader)
+	limits := device.Throttle{Address: throttle.Budget{Burst: 3, Every: time.Minute}, All: throttle.Budget{Burst: 6, Every: time.Second}}
+	s := device.New(store, limits, now.now, rand.Reader)
 	made, err := s.Create(t.Context(), "acc_1", "request-1", organisation, settings())
 	require.NoError(t, err)
 	code, expires, err := s.CreateClaimCode(t.Context(), organisation, made.ID)
@@ -102,6 +103,95 @@ func TestClaimThrottle(t *testing.T) {
 		now.forward(device.ClaimCodeLifetime)
 		_, err = s.Claim(t.Context(), code, "")
 		require.ErrorIs(t, err, device.ErrClaimCodeInvalid)
+	})
+}
+
+// TestClaimMeetsDeletion has a player claim a device that somebody deletes at that
+// moment: it waits, and is refused.
+func TestClaimMeetsDeletion(t *testing.T) {
+	store, db := postgrestest.New(t, &pg)
+	s := device.New(store, device.DefaultThrottle(), time.Now, rand.Reader)
+	made, err := s.Create(t.Context(), "acc_1", "request-1", organisation, settings())
+	require.NoError(t, err)
+	code, _, err := s.CreateClaimCode(t.Context(), organisation, made.ID)
+	require.NoError(t, err)
+
+	// What DeleteDevice does, in two steps.
+	tx, err := db.Pool().Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = tx.Exec(t.Context(), "UPDATE devices SET delete_time = now(), secret_hash = NULL WHERE device_id = $1", made.ID)
+	require.NoError(t, err)
+	claimed := make(chan error, 1)
+	go func() {
+		_, err := s.Claim(t.Context(), code, "")
+		claimed <- err
+	}()
+	require.Eventually(t, func() bool {
+		var waits bool
+		err := db.Pool().QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database())").Scan(&waits)
+		return err == nil && waits
+	}, 5*time.Second, 5*time.Millisecond, "the claim does not wait for the deletion")
+	_, err = tx.Exec(t.Context(), "DELETE FROM claim_codes WHERE device_id = $1", made.ID)
+	require.NoError(t, err, "each waits for the other")
+	require.NoError(t, tx.Commit(t.Context()))
+	require.ErrorIs(t, <-claimed, device.ErrClaimCodeInvalid)
+}
+
+// TestSweep has plays and rejected plays of many days.
+func TestSweep(t *testing.T) {
+	store, db := postgrestest.New(t, &pg)
+	partitions := func() (names []string) {
+		require.NoError(t, db.Pool().QueryRow(t.Context(),
+			"SELECT array_agg(inhrelid::regclass::text ORDER BY inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'plays'::regclass").Scan(&names))
+		return names
+	}
+	// When the service began here; the days since have been added as they came.
+	began := time.Now()
+	name := func(at time.Time) string { return "plays_" + at.UTC().Format("20060102") }
+	require.Equal(t, name(began.Add(-31*24*time.Hour)), partitions()[0])
+	now := began.Add(10 * 24 * time.Hour)
+	require.NoError(t, store.AddPlayPartitions(t.Context(), now))
+	before := len(partitions())
+	_, err := db.Pool().Exec(t.Context(), `INSERT INTO plays (device_id, play_id, creative_id, start_time, duration_ms, counted, receive_time)
+		SELECT 'dev', n::text, 'c', $1::timestamptz + n * interval '1 day', 1, true, now() FROM generate_series(-31, 10) AS n`, began)
+	require.NoError(t, err)
+	// More than one batch of what was rejected too long ago, and what was not.
+	_, err = db.Pool().Exec(t.Context(), `INSERT INTO rejected_plays (device_id, play_id, reason, play, receive_time)
+		SELECT 'dev', n::text, 'TOO_OLD', '', $1::timestamptz - interval '1 minute' FROM generate_series(1, 12000) AS n
+		UNION ALL SELECT 'dev', 'kept', 'TOO_OLD', '', $1::timestamptz + interval '1 minute'`, now.Add(-device.RejectedKept))
+	require.NoError(t, err)
+
+	removed, err := store.Sweep(t.Context(), now)
+	require.NoError(t, err)
+	kept := partitions()
+	require.Equal(t, name(now.Add(-32*24*time.Hour)), kept[0], "plays are taken for 30 days")
+	require.Equal(t, name(now.Add(2*24*time.Hour)), kept[len(kept)-1])
+	require.Len(t, kept, before-9)
+	require.EqualValues(t, 9+12000, removed)
+	var plays, rejected int
+	require.NoError(t, db.Pool().QueryRow(t.Context(), "SELECT (SELECT count(*) FROM plays), (SELECT count(*) FROM rejected_plays)").Scan(&plays, &rejected))
+	require.Equal(t, 42-9, plays)
+	require.Equal(t, 1, rejected)
+	again, err := store.Sweep(t.Context(), now)
+	require.NoError(t, err)
+	require.Zero(t, again)
+
+	t.Run("Busy", func(t *testing.T) {
+		// While somebody reads plays for long, nobody waits for the sweep for long.
+		tx, err := db.Pool().Begin(t.Context())
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+		_, err = tx.Exec(t.Context(), "SELECT count(*) FROM plays")
+		require.NoError(t, err)
+		removed, err := store.Sweep(t.Context(), now.Add(24*time.Hour))
+		require.Error(t, err)
+		require.EqualValues(t, 1, removed, "the play that was rejected later")
+		require.Equal(t, kept, partitions())
+		require.NoError(t, tx.Rollback(t.Context()))
+		removed, err = store.Sweep(t.Context(), now.Add(24*time.Hour))
+		require.NoError(t, err)
+		require.EqualValues(t, 1, removed, "a partition")
 	})
 }
 

@@ -43,10 +43,11 @@ type ReceiptReason struct {
 
 // ingester stores the batches of many players in few transactions.
 type ingester struct {
-	plays PlaneStore
-	now   func() time.Time
-	log   hclog.Logger
-	queue chan *handedIn
+	plays   PlaneStore
+	now     func() time.Time
+	log     hclog.Logger
+	queue   chan *handedIn
+	metrics *planeMetrics
 	// stopped is closed when nothing takes from the queue any more.
 	stopped chan struct{}
 }
@@ -65,12 +66,14 @@ type outcome struct {
 
 var errStopping = errors.New("the instance stops")
 
-func newIngester(store PlaneStore, now func() time.Time, log hclog.Logger) *ingester {
-	return &ingester{plays: store, now: now, log: log, queue: make(chan *handedIn, 64), stopped: make(chan struct{})}
+func newIngester(store PlaneStore, now func() time.Time, log hclog.Logger, metrics *planeMetrics) *ingester {
+	return &ingester{plays: store, now: now, log: log, metrics: metrics, queue: make(chan *handedIn, 64), stopped: make(chan struct{})}
 }
 
 // store returns when the batch is stored.
 func (g *ingester) store(ctx context.Context, b Batch) (Receipt, error) {
+	g.metrics.waiting.Inc()
+	defer g.metrics.waiting.Dec()
 	h := &handedIn{batch: b, since: time.Now(), done: make(chan outcome, 1)}
 	select {
 	case g.queue <- h:
@@ -143,7 +146,9 @@ func (g *ingester) commit(ctx context.Context, group []*handedIn) {
 			h.done <- outcome{err: err}
 			continue
 		}
-		h.done <- outcome{receipt: receipt(h.batch, stored)}
+		r := receipt(h.batch, stored)
+		g.metrics.received(r)
+		h.done <- outcome{receipt: r}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/marquee-ads/marquee/platform/fault"
 )
@@ -125,6 +126,7 @@ type Plane struct {
 	now        func() time.Time
 	log        hclog.Logger
 	ingest     *ingester
+	metrics    *planeMetrics
 
 	mu          sync.Mutex
 	connections map[string]*connection // by device
@@ -152,14 +154,18 @@ type connection struct {
 // NewPlane makes one, which Run keeps going. instanceID names the process among
 // those of the service.
 func NewPlane(store PlaneStore, instanceID string, now func() time.Time, log hclog.Logger) *Plane {
-	return &Plane{
-		store: store, instanceID: instanceID, now: now, log: log, ingest: newIngester(store, now, log),
-		connections: make(map[string]*connection),
-	}
+	p := &Plane{store: store, instanceID: instanceID, now: now, log: log, connections: make(map[string]*connection)}
+	p.metrics = newPlaneMetrics(p.players)
+	p.ingest = newIngester(store, now, log, p.metrics)
+	return p
 }
 
-// Players is how many are connected to this instance.
-func (p *Plane) Players() int {
+// Metrics are device_plays_total{outcome}, device_plays_rejected_total{reason},
+// device_batches_waiting and device_players_connected.
+func (p *Plane) Metrics() []prometheus.Collector { return p.metrics.all }
+
+// players is how many are connected to this instance.
+func (p *Plane) players() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.connections)

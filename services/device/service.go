@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
 const (
@@ -47,8 +49,8 @@ type Store interface {
 	Revoke(ctx context.Context, organisationID, id string, now time.Time) error
 	// ClaimFailures are when the budgets under these keys are whole again.
 	ClaimFailures(ctx context.Context, keys []string) (map[string]time.Time, error)
-	// CountClaimFailure puts each key's time off by its cost.
-	CountClaimFailure(ctx context.Context, cost map[string]time.Duration, now time.Time) error
+	// CountClaimFailure counts a wrong code against each of the budgets.
+	CountClaimFailure(ctx context.Context, debits []throttle.Debit, now time.Time) error
 
 	// PutPlaylist stores items as the next version, unless they are those of the
 	// present one. It fails with what check says of the device, under its lock.

@@ -20,6 +20,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/account"
 )
 
@@ -373,19 +374,19 @@ SET free_time = greatest(f.free_time, $2::timestamptz) + make_interval(secs => $
 )
 
 // debits are the budgets of wrong passwords that an attempt counts against.
-func (a *accounts) debits(found password, nameKey, address string) []account.Debit {
+func (a *accounts) debits(found password, nameKey, address string) []throttle.Debit {
 	key := func(fields ...string) string { return base64.RawURLEncoding.EncodeToString(a.mac(fields...)) }
-	name := account.Debit{Key: key("name", nameKey), Budget: a.throttle.Name}
+	name := throttle.Debit{Key: key("name", nameKey), Budget: a.throttle.Name}
 	if address == "" {
-		return []account.Debit{name}
+		return []throttle.Debit{name}
 	}
 	if found.known {
 		name.Key = key("place", found.account.AccountID, address)
 	}
-	return []account.Debit{name, {Key: key("address", address), Budget: a.throttle.Address}}
+	return []throttle.Debit{name, {Key: key("address", address), Budget: a.throttle.Address}}
 }
 
-func (a *accounts) admit(ctx context.Context, debits []account.Debit) error {
+func (a *accounts) admit(ctx context.Context, debits []throttle.Debit) error {
 	keys := make([]string, len(debits))
 	for i, d := range debits {
 		keys[i] = d.Key
@@ -414,14 +415,14 @@ func (a *accounts) admit(ctx context.Context, debits []account.Debit) error {
 }
 
 // failed counts a wrong password; accountID is empty when nobody has the name.
-func (a *accounts) failed(ctx context.Context, debits []account.Debit, accountID, address string) error {
+func (a *accounts) failed(ctx context.Context, debits []throttle.Debit, accountID, address string) error {
 	now := time.Now().UTC()
 	event, err := newID("evt", now)
 	if err != nil {
 		return err
 	}
 	// In one order everywhere, so that two never wait for each other.
-	slices.SortFunc(debits, func(x, y account.Debit) int { return strings.Compare(x.Key, y.Key) })
+	slices.SortFunc(debits, func(x, y throttle.Debit) int { return strings.Compare(x.Key, y.Key) })
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if accountID != "" {
 			if _, err := tx.Exec(ctx, insertEvent, event, now, string(account.LogInFailed), accountID, "", address); err != nil {

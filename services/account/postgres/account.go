@@ -144,10 +144,7 @@ func endOthers(ctx context.Context, q *query.Queries, event account.Event, newes
 	})
 	ended := make([]account.Session, len(rows))
 	for i, r := range rows {
-		ended[i] = account.Session{
-			ID: r.SessionID, AccountID: event.AccountID, TokenExpireTime: r.TokenExpireTime.UTC(),
-			EndTime: event.Time, EndReason: account.EndPasswordChanged,
-		}
+		ended[i] = endedSession(r.SessionID, r.TokenExpireTime, event, account.EndPasswordChanged)
 	}
 	return ended, err
 }

@@ -91,6 +91,12 @@ func (t tx) Invitation(ctx context.Context, id string) (*account.Invitation, err
 	return found(invitation(row), err)
 }
 
+// CountInvitations implements account.Tx.
+func (t tx) CountInvitations(ctx context.Context, organisationID string, now time.Time) (int, error) {
+	n, err := t.q.CountInvitations(ctx, query.CountInvitationsParams{OrganisationID: organisationID, Now: now})
+	return int(n), err
+}
+
 // PutInvitation implements account.Tx.
 func (t tx) PutInvitation(ctx context.Context, i account.Invitation) error {
 	return t.q.PutInvitation(ctx, query.PutInvitationParams{

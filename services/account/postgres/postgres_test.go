@@ -22,6 +22,7 @@ import (
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/pgtest"
+	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
 )
@@ -329,7 +330,9 @@ func (s tests) sessions(t *testing.T) {
 	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
 	for _, id := range []string{"ses_1", "ses_2", "ses_3"} {
-		require.NoError(t, store.CreateSession(t.Context(), opened(id), 0, sessionEvent("evt_"+id, id, account.LoggedIn)))
+		ended, err := store.CreateSession(t.Context(), opened(id), 0, sessionEvent("evt_"+id, id, account.LoggedIn))
+		require.NoError(t, err)
+		require.Empty(t, ended)
 	}
 	list := func(before string, limit int) []string {
 		sessions, err := store.ListSessions(t.Context(), "acc_one", before, limit)
@@ -441,10 +444,69 @@ func (s tests) sessions(t *testing.T) {
 			SELECT count(*) AS ended FROM sessions WHERE account_id = 'acc_many' AND end_reason = 'PASSWORD_CHANGED' GROUP BY xmin::text) AS by_transaction`).Scan(&most))
 		require.LessOrEqual(t, most, endedAtOnce, "one transaction ends more than it has time for")
 	})
+	t.Run("OKCreateBeyondMost", func(t *testing.T) {
+		up := signUp("crowd", "Crowd")
+		_, err := store.CreateAccount(t.Context(), up, hash, signUpEvent(up))
+		require.NoError(t, err)
+		// Twice what one log-in ends, besides those that stay; and two that count no more.
+		const sessions = account.MaxSessions + 2*endedAtOnce
+		_, err = store.db.Pool().Exec(t.Context(), `INSERT INTO sessions (session_id, account_id, create_time, token_expire_time, expire_time, end_time)
+			SELECT 'ses_crowd_' || to_char(n, 'FM00000'), 'acc_crowd', $1::timestamptz, $2::timestamptz, $3::timestamptz, NULL::timestamptz FROM generate_series(1, $4) AS n
+			UNION ALL SELECT 'ses_crowd_expired', 'acc_crowd', $1 - interval '1 hour', $1, $1, NULL
+			UNION ALL SELECT 'ses_crowd_ended', 'acc_crowd', $1, $2, $3, $1`, noon(), noon().Add(account.TokenLifetime), noon().Add(account.SessionIdle), sessions)
+		require.NoError(t, err)
+		create := func(n int) ([]account.Session, error) {
+			id := fmt.Sprint("ses_new_", n)
+			session := opened(id)
+			session.AccountID = "acc_crowd"
+			return store.CreateSession(t.Context(), session, 0, account.Event{ID: "evt_" + id, Time: noon(), Kind: account.LoggedIn, AccountID: "acc_crowd", ActorID: "acc_crowd", SessionID: id})
+		}
+		ids := map[string]bool{}
+		count := func(ended []account.Session) {
+			require.LessOrEqual(t, len(ended), endedAtOnce, "one log-in ends more than it has time for")
+			for _, session := range ended {
+				require.False(t, ids[session.ID], "%s ends twice", session.ID)
+				ids[session.ID] = true
+				require.Equal(t, account.EndTooMany, session.EndReason)
+				require.Equal(t, noon().Add(account.TokenLifetime), session.TokenExpireTime)
+			}
+		}
+		// Several at once do not wait for each other in vain.
+		var (
+			all   sync.WaitGroup
+			ended [4][]account.Session
+			errs  [4]error
+		)
+		for n := range ended {
+			all.Go(func() { ended[n], errs[n] = create(n) })
+		}
+		all.Wait()
+		require.NoError(t, errors.Join(errs[:]...))
+		for _, by := range ended {
+			count(by)
+		}
+		made := len(ended)
+		for more := true; more; made++ {
+			require.Less(t, made, 10, "log-ins go on ending sessions")
+			by, err := create(made)
+			require.NoError(t, err)
+			count(by)
+			more = len(by) > 1 // the one that it is beyond
+		}
+		open := func() (oldest string, n int) {
+			require.NoError(t, store.db.Pool().QueryRow(t.Context(), `SELECT min(session_id), count(*) FROM sessions
+				WHERE account_id = 'acc_crowd' AND end_time IS NULL AND expire_time > $1`, noon()).Scan(&oldest, &n))
+			return oldest, n
+		}
+		oldest, n := open()
+		require.Equal(t, account.MaxSessions, n)
+		require.Len(t, ids, sessions+made-account.MaxSessions)
+		require.Equal(t, fmt.Sprintf("ses_crowd_%05d", sessions-account.MaxSessions+made+1), oldest, "the oldest end")
+	})
 	t.Run("ErrPasswordChanged", func(t *testing.T) {
 		_, err := store.ChangePassword(t.Context(), 0, hash, sessionEvent("evt_late", "ses_2", account.PasswordChanged))
 		require.ErrorIs(t, err, account.ErrPasswordChanged)
-		err = store.CreateSession(t.Context(), opened("ses_4"), 0, sessionEvent("evt_late", "ses_4", account.LoggedIn))
+		_, err = store.CreateSession(t.Context(), opened("ses_4"), 0, sessionEvent("evt_late", "ses_4", account.LoggedIn))
 		require.ErrorIs(t, err, account.ErrPasswordChanged)
 		require.Equal(t, []string{"ses_3"}, list("", 1))
 	})
@@ -457,7 +519,8 @@ func (s tests) sessions(t *testing.T) {
 		require.NoError(t, err)
 		answer := make(chan error, 1)
 		go func() {
-			answer <- store.CreateSession(t.Context(), opened("ses_5"), 1, sessionEvent("evt_race", "ses_5", account.LoggedIn))
+			_, err := store.CreateSession(t.Context(), opened("ses_5"), 1, sessionEvent("evt_race", "ses_5", account.LoggedIn))
+			answer <- err
 		}()
 		s.waitForLock(t, store)
 		require.NoError(t, tx.Commit(t.Context()))
@@ -469,20 +532,18 @@ func (s tests) failures(t *testing.T) {
 	store := s.store(t)
 	_, err := store.CreateAccount(t.Context(), signUp("one", "Ada"), hash, signUpEvent(signUp("one", "Ada")))
 	require.NoError(t, err)
-	debits := []account.Debit{{Key: "b", Budget: account.Budget{Every: time.Minute}}, {Key: "a", Budget: account.Budget{Every: 1500 * time.Millisecond}}}
+	debits := []throttle.Debit{{Key: "b", Budget: throttle.Budget{Every: time.Minute}}, {Key: "a", Budget: throttle.Budget{Every: 1500 * time.Millisecond}}}
 	e := sessionEvent("evt_failed", "", account.LogInFailed)
 	require.NoError(t, store.AddFailure(t.Context(), noon(), debits, &e))
 	require.NoError(t, store.AddFailure(t.Context(), noon().Add(time.Second), debits, nil))
 	used, err := store.Failures(t.Context(), []string{"a", "b", "c"})
 	require.NoError(t, err)
-	require.ElementsMatch(t, []account.Failures{
-		{Key: "a", FreeTime: noon().Add(3 * time.Second)}, {Key: "b", FreeTime: noon().Add(2 * time.Minute)},
-	}, used)
+	require.Equal(t, map[string]time.Time{"a": noon().Add(3 * time.Second), "b": noon().Add(2 * time.Minute)}, used)
 	// A budget that is whole again counts from now on.
 	require.NoError(t, store.AddFailure(t.Context(), noon().Add(time.Hour), debits[:1], nil))
 	used, err = store.Failures(t.Context(), []string{"b"})
 	require.NoError(t, err)
-	require.Equal(t, []account.Failures{{Key: "b", FreeTime: noon().Add(time.Hour + time.Minute)}}, used)
+	require.Equal(t, map[string]time.Time{"b": noon().Add(time.Hour + time.Minute)}, used)
 
 	events, err := store.ListEvents(t.Context(), "acc_one", "", 9)
 	require.NoError(t, err)
@@ -493,7 +554,7 @@ func (s tests) failures(t *testing.T) {
 	errs := make([]error, 20)
 	for n := range errs {
 		all.Go(func() {
-			turned := []account.Debit{debits[n%2], debits[1-n%2]}
+			turned := []throttle.Debit{debits[n%2], debits[1-n%2]}
 			errs[n] = store.AddFailure(t.Context(), noon().Add(2*time.Hour), turned, nil)
 		})
 	}
@@ -501,7 +562,7 @@ func (s tests) failures(t *testing.T) {
 	require.NoError(t, errors.Join(errs...))
 	used, err = store.Failures(t.Context(), []string{"b"})
 	require.NoError(t, err)
-	require.Equal(t, noon().Add(2*time.Hour+20*time.Minute), used[0].FreeTime)
+	require.Equal(t, noon().Add(2*time.Hour+20*time.Minute), used["b"])
 }
 
 func (s tests) organisations(t *testing.T) {

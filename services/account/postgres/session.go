@@ -2,25 +2,45 @@ package postgres
 
 import (
 	"context"
+	"time"
 
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres/query"
 )
 
 // CreateSession implements account.Store.
-func (s *Store) CreateSession(ctx context.Context, session account.Session, passwordGeneration int, event account.Event) error {
-	return s.call(ctx, func(ctx context.Context) error {
-		inserted, err := s.q.InsertSession(ctx, query.InsertSessionParams{
+func (s *Store) CreateSession(ctx context.Context, session account.Session, passwordGeneration int, event account.Event) (ended []account.Session, err error) {
+	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		inserted, err := q.InsertSession(ctx, query.InsertSessionParams{
 			SessionID: session.ID, AccountID: session.AccountID, PasswordGeneration: int32(passwordGeneration),
 			CreateTime: session.CreateTime, RefreshTime: session.RefreshTime, TokenExpireTime: session.TokenExpireTime,
 			RefreshHash: session.RefreshHash, ExpireTime: session.ExpireTime, Address: session.Address,
 			EventID: event.ID, EventTime: event.Time, Kind: string(event.Kind),
 		})
-		if err == nil && inserted == 0 {
+		switch {
+		case err != nil:
+			return err
+		case inserted == 0:
 			return account.ErrPasswordChanged
+		}
+		rows, err := q.EndOldestSessions(ctx, query.EndOldestSessionsParams{
+			AccountID: session.AccountID, KeepSessionID: session.ID, Now: event.Time, EndReason: string(account.EndTooMany),
+			Newest: account.MaxSessions - 1, Batch: endedAtOnce,
+		})
+		ended = make([]account.Session, len(rows))
+		for i, r := range rows {
+			ended[i] = endedSession(r.SessionID, r.TokenExpireTime, event, account.EndTooMany)
 		}
 		return err
 	})
+	return ended, err
+}
+
+// endedSession is a session of the event's account that ended with the event.
+func endedSession(id string, tokenExpireTime time.Time, event account.Event, reason account.EndReason) account.Session {
+	return account.Session{
+		ID: id, AccountID: event.AccountID, TokenExpireTime: tokenExpireTime.UTC(), EndTime: event.Time, EndReason: reason,
+	}
 }
 
 // ChangeSession implements account.Store.

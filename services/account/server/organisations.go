@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/service"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -26,11 +27,11 @@ func (s *Server) CreateOrganisation(ctx context.Context, req *accountv1.CreateOr
 
 // ListOrganisations returns a page of the caller's organisations.
 func (s *Server) ListOrganisations(ctx context.Context, req *accountv1.ListOrganisationsRequest) (*accountv1.ListOrganisationsResponse, error) {
-	memberships, next, err := s.service.ListMemberships(ctx, caller(ctx), page(req))
+	memberships, next, err := s.service.ListMemberships(ctx, caller(ctx), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListOrganisationsResponse{Memberships: messages(memberships, func(m account.Membership) *accountv1.Membership {
+	return &accountv1.ListOrganisationsResponse{Memberships: service.Messages(memberships, func(m account.Membership) *accountv1.Membership {
 		return &accountv1.Membership{Organisation: organisationMessage(m.Organisation), Role: m.Role.Proto()}
 	}), NextPageToken: next}, nil
 }
@@ -46,11 +47,11 @@ func (s *Server) GetOrganisation(ctx context.Context, req *accountv1.GetOrganisa
 
 // ListMembers returns a page of an organisation's members.
 func (s *Server) ListMembers(ctx context.Context, req *accountv1.ListMembersRequest) (*accountv1.ListMembersResponse, error) {
-	members, next, err := s.service.ListMembers(ctx, req.GetOrganisationId(), page(req))
+	members, next, err := s.service.ListMembers(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListMembersResponse{Members: messages(members, memberMessage), NextPageToken: next}, nil
+	return &accountv1.ListMembersResponse{Members: service.Messages(members, memberMessage), NextPageToken: next}, nil
 }
 
 // SetMemberRole gives a member another role.
@@ -87,11 +88,11 @@ func (s *Server) CreateInvitation(ctx context.Context, req *accountv1.CreateInvi
 
 // ListInvitations returns a page of an organisation's invitations.
 func (s *Server) ListInvitations(ctx context.Context, req *accountv1.ListInvitationsRequest) (*accountv1.ListInvitationsResponse, error) {
-	invitations, next, err := s.service.ListInvitations(ctx, req.GetOrganisationId(), page(req))
+	invitations, next, err := s.service.ListInvitations(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListInvitationsResponse{Invitations: messages(invitations, invitationMessage), NextPageToken: next}, nil
+	return &accountv1.ListInvitationsResponse{Invitations: service.Messages(invitations, invitationMessage), NextPageToken: next}, nil
 }
 
 // RevokeInvitation makes an invitation worthless.
@@ -121,11 +122,11 @@ func (s *Server) CreateAPIKey(ctx context.Context, req *accountv1.CreateAPIKeyRe
 
 // ListAPIKeys returns a page of an organisation's API keys.
 func (s *Server) ListAPIKeys(ctx context.Context, req *accountv1.ListAPIKeysRequest) (*accountv1.ListAPIKeysResponse, error) {
-	keys, next, err := s.service.ListAPIKeys(ctx, req.GetOrganisationId(), page(req))
+	keys, next, err := s.service.ListAPIKeys(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListAPIKeysResponse{ApiKeys: messages(keys, apiKeyMessage), NextPageToken: next}, nil
+	return &accountv1.ListAPIKeysResponse{ApiKeys: service.Messages(keys, apiKeyMessage), NextPageToken: next}, nil
 }
 
 // RevokeAPIKey makes an API key worthless.
@@ -145,11 +146,11 @@ func (s *Server) ExchangeAPIKey(ctx context.Context, req *accountv1.ExchangeAPIK
 
 // ListOrganisationAuditEvents returns a page of what happened in an organisation.
 func (s *Server) ListOrganisationAuditEvents(ctx context.Context, req *accountv1.ListOrganisationAuditEventsRequest) (*accountv1.ListOrganisationAuditEventsResponse, error) {
-	events, next, err := s.service.ListOrganisationEvents(ctx, req.GetOrganisationId(), page(req))
+	events, next, err := s.service.ListOrganisationEvents(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListOrganisationAuditEventsResponse{Events: messages(events, eventMessage), NextPageToken: next}, nil
+	return &accountv1.ListOrganisationAuditEventsResponse{Events: service.Messages(events, eventMessage), NextPageToken: next}, nil
 }
 
 func days(n int32) time.Duration { return time.Duration(n) * 24 * time.Hour }

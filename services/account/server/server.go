@@ -59,12 +59,12 @@ func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountReques
 
 // GetSigningKeys returns what verifies access tokens.
 func (s *Server) GetSigningKeys(_ context.Context, req *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	published, next, err := s.service.Published(page(req))
+	published, next, err := s.service.Published(account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
 	return &accountv1.GetSigningKeysResponse{
-		Keys: messages(published.Keys, func(k account.Key) *accountv1.SigningKey {
+		Keys: service.Messages(published.Keys, func(k account.Key) *accountv1.SigningKey {
 			return &accountv1.SigningKey{
 				KeyId:        k.ID,
 				PublicKey:    k.Public,
@@ -72,10 +72,10 @@ func (s *Server) GetSigningKeys(_ context.Context, req *accountv1.GetSigningKeys
 				ExpireTime:   timestamppb.New(k.ExpireTime),
 			}
 		}),
-		EndedSessions: messages(published.Ended, func(e account.EndedSession) *accountv1.EndedSession {
+		EndedSessions: service.Messages(published.Ended, func(e account.EndedSession) *accountv1.EndedSession {
 			return &accountv1.EndedSession{SessionId: e.ID, ExpireTime: timestamppb.New(e.ExpireTime)}
 		}),
-		ChangedAccounts: messages(published.Changed, func(c account.ChangedAccount) *accountv1.ChangedAccount {
+		ChangedAccounts: service.Messages(published.Changed, func(c account.ChangedAccount) *accountv1.ChangedAccount {
 			return &accountv1.ChangedAccount{AccountId: c.ID, RolesVersion: c.Version, ExpireTime: timestamppb.New(c.ExpireTime)}
 		}),
 		NextPageToken: next,
@@ -88,26 +88,9 @@ func (s *Server) GetJSONWebKeySet(context.Context, *accountv1.GetJSONWebKeySetRe
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.GetJSONWebKeySetResponse{Keys: messages(keys, func(k account.Key) *accountv1.JSONWebKey {
+	return &accountv1.GetJSONWebKeySetResponse{Keys: service.Messages(keys, func(k account.Key) *accountv1.JSONWebKey {
 		return &accountv1.JSONWebKey{Kty: "OKP", Crv: "Ed25519", Alg: "EdDSA", Use: "sig", Kid: k.ID, X: base64.RawURLEncoding.EncodeToString(k.Public)}
 	})}, nil
-}
-
-// messages turns a list of the domain's into messages.
-func messages[T, M any](list []T, message func(T) M) []M {
-	all := make([]M, len(list))
-	for i, value := range list {
-		all[i] = message(value)
-	}
-	return all
-}
-
-// page is which part of a list a request asks for.
-func page(req interface {
-	GetPageSize() int32
-	GetPageToken() string
-}) account.Page {
-	return account.Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()}
 }
 
 func accountMessage(a account.Account) *accountv1.Account {

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/marquee-ads/marquee/platform/service"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -57,11 +58,11 @@ func (s *Server) RevokeSession(ctx context.Context, req *accountv1.RevokeSession
 // ListSessions returns a page of the caller's sessions.
 func (s *Server) ListSessions(ctx context.Context, req *accountv1.ListSessionsRequest) (*accountv1.ListSessionsResponse, error) {
 	by := caller(ctx)
-	sessions, next, err := s.service.ListSessions(ctx, by, page(req))
+	sessions, next, err := s.service.ListSessions(ctx, by, account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListSessionsResponse{Sessions: messages(sessions, func(session account.Session) *accountv1.Session {
+	return &accountv1.ListSessionsResponse{Sessions: service.Messages(sessions, func(session account.Session) *accountv1.Session {
 		return &accountv1.Session{
 			SessionId:   session.ID,
 			CreateTime:  timestamppb.New(session.CreateTime),
@@ -95,11 +96,11 @@ func (s *Server) ChangePassword(ctx context.Context, req *accountv1.ChangePasswo
 
 // ListAuditEvents returns a page of what happened to the caller's account.
 func (s *Server) ListAuditEvents(ctx context.Context, req *accountv1.ListAuditEventsRequest) (*accountv1.ListAuditEventsResponse, error) {
-	events, next, err := s.service.ListEvents(ctx, caller(ctx), page(req))
+	events, next, err := s.service.ListEvents(ctx, caller(ctx), account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &accountv1.ListAuditEventsResponse{Events: messages(events, eventMessage), NextPageToken: next}, nil
+	return &accountv1.ListAuditEventsResponse{Events: service.Messages(events, eventMessage), NextPageToken: next}, nil
 }
 
 func eventMessage(e account.Event) *accountv1.AuditEvent {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/marquee-ads/marquee/services/device"
 )
 
@@ -91,6 +93,34 @@ func (l Limits) Validate() error {
 	return nil
 }
 
+// Refused counts the connections that were not let in: device_connects_refused_total
+// by reason. An instance has one, which is registered.
+type Refused struct{ *prometheus.CounterVec }
+
+// Why connections are refused, as the metric has it.
+const (
+	refusedConnections = "too_many_connections"
+	refusedConnecting  = "too_many_connecting"
+	refusedProtocol    = "protocol_version"
+	refusedCredentials = "credentials"
+	refusedUnavailable = "unavailable"
+	// Closed, or of what is no CONNECT, or none in time.
+	refusedNoConnect = "no_connect"
+)
+
+// NewRefused makes one that has counted nothing.
+func NewRefused() Refused {
+	counts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "device_connects_refused_total", Help: "Connections of players that were not let in, by reason.",
+	}, []string{"reason"})
+	for _, reason := range []string{refusedConnections, refusedConnecting, refusedProtocol, refusedCredentials, refusedUnavailable, refusedNoConnect} {
+		counts.WithLabelValues(reason) // shown from the beginning
+	}
+	return Refused{counts}
+}
+
+func (r Refused) count(reason string) { r.WithLabelValues(reason).Inc() }
+
 // Conn is a player's connection: it ends when a write takes too long, reads no
 // faster than a player may send, and knows its session.
 type Conn struct {
@@ -100,4 +130,5 @@ type Conn struct {
 	admit   func() // gives up its place among those that are not let in
 	next    time.Time
 	session *session
+	refused bool // and counted
 }

@@ -20,6 +20,7 @@ type Listener struct {
 	listener net.Listener
 	broker   Broker
 	limits   Limits
+	refused  Refused
 	log      hclog.Logger
 
 	places, connecting chan struct{}
@@ -29,7 +30,7 @@ type Listener struct {
 
 // Listen opens the port: one for TLS, or without it when encryption is nil. Serve
 // accepts on it.
-func Listen(ctx context.Context, address string, encryption *tls.Config, broker Broker, limits Limits, log hclog.Logger) (*Listener, error) {
+func Listen(ctx context.Context, address string, encryption *tls.Config, broker Broker, limits Limits, refused Refused, log hclog.Logger) (*Listener, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
@@ -40,7 +41,7 @@ func Listen(ctx context.Context, address string, encryption *tls.Config, broker 
 		listener = tls.NewListener(listener, encryption)
 	}
 	return &Listener{
-		listener: listener, broker: broker, limits: limits, log: log, closed: make(chan struct{}),
+		listener: listener, broker: broker, limits: limits, refused: refused, log: log, closed: make(chan struct{}),
 		places: make(chan struct{}, limits.Connections), connecting: make(chan struct{}, limits.Connecting),
 	}, nil
 }
@@ -82,12 +83,14 @@ func (l *Listener) take(conn net.Conn) {
 	select {
 	case l.places <- struct{}{}:
 	default:
+		l.refused.count(refusedConnections)
 		conn.Close()
 		return
 	}
 	select {
 	case l.connecting <- struct{}{}:
 	default:
+		l.refused.count(refusedConnecting)
 		<-l.places
 		conn.Close()
 		return

@@ -20,7 +20,7 @@ import (
 // library's own ideas of sessions nothing is used: each connection is a client of
 // its own there, which begins clean, so that who takes over from whom, and what a
 // player is told when it is back, is the plane's to say.
-func NewBroker(plane Plane, limits Limits, log hclog.Logger) (Broker, error) {
+func NewBroker(plane Plane, limits Limits, refused Refused, log hclog.Logger) (Broker, error) {
 	capabilities := mochi.NewDefaultServerCapabilities()
 	capabilities.MaximumPacketSize = limits.Packet
 	capabilities.MaximumInflight = limits.InFlight
@@ -44,7 +44,7 @@ func NewBroker(plane Plane, limits Limits, log hclog.Logger) (Broker, error) {
 		InlineClient:           true,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &hook{plane: plane, limits: limits, log: log, server: server, ctx: ctx, sessions: make(map[*session]bool)}
+	h := &hook{plane: plane, limits: limits, refused: refused, log: log, server: server, ctx: ctx, sessions: make(map[*session]bool)}
 	b := &broker{server: server, hook: h, cancel: cancel}
 	if err := errors.Join(server.AddHook(h, nil), server.Serve()); err != nil {
 		cancel()
@@ -68,6 +68,8 @@ func (b *broker) Serve(conn *Conn) {
 	defer func() {
 		if s := conn.session; s != nil {
 			b.hook.over(s)
+		} else if !conn.refused {
+			b.hook.refused.count(refusedNoConnect)
 		}
 	}()
 	// Every reason for which a connection ends is the player's, or was logged.
@@ -157,11 +159,12 @@ func codeOf(reason device.EndReason) packets.Code {
 // hook is how the library asks and tells.
 type hook struct {
 	mochi.HookBase
-	plane  Plane
-	limits Limits
-	log    hclog.Logger
-	server *mochi.Server
-	ctx    context.Context // the library's calls have none; it ends with the broker
+	plane   Plane
+	limits  Limits
+	refused Refused
+	log     hclog.Logger
+	server  *mochi.Server
+	ctx     context.Context // the library's calls have none; it ends with the broker
 
 	mu       sync.Mutex
 	sessions map[*session]bool
@@ -236,7 +239,7 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 		return errRefused
 	}
 	if client.Properties.ProtocolVersion < 4 {
-		return h.refuse(client, packets.ErrUnsupportedProtocolVersion)
+		return h.refuse(conn, client, packets.ErrUnsupportedProtocolVersion, refusedProtocol)
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, h.limits.ConnectWithin)
 	defer cancel()
@@ -244,10 +247,10 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 	pass, err := h.plane.Admit(ctx, id, string(pk.Connect.Password))
 	switch {
 	case errors.Is(err, device.ErrCredentials):
-		return h.refuse(client, packets.ErrBadUsernameOrPassword)
+		return h.refuse(conn, client, packets.ErrBadUsernameOrPassword, refusedCredentials)
 	case err != nil:
 		h.log.Warn("a player cannot be let in at the moment", "device", id, "error", err)
-		return h.refuse(client, packets.ErrServerUnavailable)
+		return h.refuse(conn, client, packets.ErrServerUnavailable, refusedUnavailable)
 	}
 	// Unique in the library, whatever the player calls itself.
 	client.ID = conn.id
@@ -261,7 +264,9 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 	return nil
 }
 
-func (h *hook) refuse(client *mochi.Client, code packets.Code) error {
+func (h *hook) refuse(conn *Conn, client *mochi.Client, code packets.Code, reason string) error {
+	conn.refused = true
+	h.refused.count(reason)
 	if err := h.server.SendConnack(client, code, false, nil); err != nil {
 		return fmt.Errorf("refusing a player: %w", err)
 	}

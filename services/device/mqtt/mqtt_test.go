@@ -112,9 +112,9 @@ func listen(t testing.TB, plane Plane, limits Limits) (*Listener, *journal) {
 	t.Helper()
 	written := &journal{}
 	log := hclog.New(&hclog.LoggerOptions{Output: written, Level: hclog.Debug})
-	broker, err := NewBroker(plane, limits, log)
+	broker, err := NewBroker(plane, limits, NewRefused(), log)
 	require.NoError(t, err)
-	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, log)
+	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, NewRefused(), log)
 	require.NoError(t, err)
 	served := make(chan struct{})
 	go func() {
@@ -460,9 +460,9 @@ func TestFlood(t *testing.T) {
 func TestClose(t *testing.T) {
 	plane := &recorder{}
 	limits := DefaultLimits()
-	broker, err := NewBroker(plane, limits, hclog.NewNullLogger())
+	broker, err := NewBroker(plane, limits, NewRefused(), hclog.NewNullLogger())
 	require.NoError(t, err)
-	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, hclog.NewNullLogger())
+	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, NewRefused(), hclog.NewNullLogger())
 	require.NoError(t, err)
 	go l.Serve()
 	three, five := enter(t, l, 4), enter(t, l, 5)

@@ -2,10 +2,9 @@ package postgres
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
+	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres/query"
 )
@@ -19,15 +18,22 @@ func (s *Store) PutClaimCode(ctx context.Context, organisationID, id string, cod
 	})
 }
 
-// Claim implements device.Store.
+// Claim implements device.Store. The device is locked before its code is, as
+// everywhere, so that two never wait for each other.
 func (s *Store) Claim(ctx context.Context, codeHash, secretHash []byte, now time.Time) (deviceID string, err error) {
-	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
-		deviceID, err = q.TakeClaimCode(ctx, query.TakeClaimCodeParams{CodeHash: codeHash, Now: now})
+	invalid := func(err error) error {
 		if none(err) {
 			return device.ErrClaimCodeInvalid.Because(err)
 		}
+		return err
+	}
+	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+		deviceID, err = q.LockDeviceOfClaimCode(ctx, query.LockDeviceOfClaimCodeParams{CodeHash: codeHash, Now: now})
 		if err != nil {
-			return err
+			return invalid(err)
+		}
+		if _, err := q.TakeClaimCode(ctx, query.TakeClaimCodeParams{CodeHash: codeHash, Now: now}); err != nil {
+			return invalid(err)
 		}
 		return setSecret(ctx, q, deviceID, secretHash, now)
 	})
@@ -78,12 +84,11 @@ func (s *Store) ClaimFailures(ctx context.Context, keys []string) (map[string]ti
 }
 
 // CountClaimFailure implements device.Store.
-func (s *Store) CountClaimFailure(ctx context.Context, cost map[string]time.Duration, now time.Time) error {
+func (s *Store) CountClaimFailure(ctx context.Context, debits []throttle.Debit, now time.Time) error {
 	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
-		// In one order, so that two of these do not wait for each other.
-		for _, key := range slices.Sorted(maps.Keys(cost)) {
+		for _, d := range throttle.InOrder(debits) {
 			if err := q.CountClaimFailure(ctx, query.CountClaimFailureParams{
-				Key: key, FreeTime: now.Add(cost[key]), CostSeconds: cost[key].Seconds(),
+				Key: d.Key, FreeTime: now.Add(d.Budget.Every), CostSeconds: d.Budget.Every.Seconds(),
 			}); err != nil {
 				return err
 			}

@@ -97,13 +97,17 @@ func (s *Store) Connections(ctx context.Context, deviceIDs []string) (map[string
 
 // AddPlayPartitions implements device.PlaneStore.
 func (s *Store) AddPlayPartitions(ctx context.Context, now time.Time) error {
-	day := func(t time.Time) pgtype.Date { return pgtype.Date{Time: t.UTC().Truncate(24 * time.Hour), Valid: true} }
 	return s.db.Call(ctx, func(ctx context.Context) error {
 		_, err := s.q.AddPlayPartitions(ctx, query.AddPlayPartitionsParams{
 			FirstDay: day(now.Add(-device.PlaysKept - 24*time.Hour)), LastDay: day(now.Add(2 * 24 * time.Hour)),
 		})
 		return err
 	})
+}
+
+// day is that of a time, in UTC, as partitions have it.
+func day(t time.Time) pgtype.Date {
+	return pgtype.Date{Time: t.UTC().Truncate(24 * time.Hour), Valid: true}
 }
 
 // How the connection that listens is kept honest: one on which nothing comes for

@@ -2,7 +2,10 @@ package postgres
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres/query"
@@ -121,18 +124,24 @@ func (s *Store) ListPlays(ctx context.Context, organisationID, id string, span d
 }
 
 // Disagreements are up to limit hours of a span whose sums are not those of their
-// plays: none, unless something else than StorePlays wrote to either table.
+// plays: none, unless something else than StorePlays wrote to either table. It
+// reads all plays of the span, which may take minutes.
 func (s *Store) Disagreements(ctx context.Context, span device.Span, limit int) ([]device.Disagreement, error) {
 	var rows []query.DisagreementsRow
-	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
-		rows, err = s.q.Disagreements(ctx, query.DisagreementsParams{FromTime: span.From, ToTime: span.To, AtMost: int32(limit)})
+	err := pgx.BeginTxFunc(ctx, s.db.Pool(), pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+		if _, err = tx.Exec(ctx, "SET LOCAL statement_timeout = '10min'"); err == nil {
+			rows, err = s.q.WithTx(tx).Disagreements(ctx, query.DisagreementsParams{FromTime: span.From, ToTime: span.To, AtMost: int32(limit)})
+		}
 		return err
 	})
+	if err != nil {
+		return nil, fmt.Errorf("comparing plays with their sums: %w", err)
+	}
 	found := make([]device.Disagreement, len(rows))
 	for i, r := range rows {
 		found[i] = device.Disagreement{DeviceID: r.DeviceID, Hour: r.HourTime.UTC(), CreativeID: r.CreativeID, Summed: r.Summed, Stored: r.Stored}
 	}
-	return found, err
+	return found, nil
 }
 
 func nullable(t time.Time) *time.Time {

@@ -273,33 +273,53 @@ func withdraw(ctx context.Context, q *query.Queries, id string) error {
 	return q.Notify(ctx, string(device.CredentialsChanged)+" "+id)
 }
 
-// Sweep removes what is not needed any more: a batch of each kind. It says how
-// many rows that were.
+// What one Sweep removes at most of each kind: batches of rows, each a short
+// transaction.
+const (
+	sweepBatch   = 5000
+	sweepBatches = 50
+)
+
+// partitionsKept is for how long after a day its plays are kept: for longer than
+// they are taken, whatever the clocks of instances say.
+const partitionsKept = device.PlaysKept + 48*time.Hour
+
+// Sweep removes what is not needed any more, a bounded number in one call. It says
+// how many rows, and partitions of plays, that were.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
-	const batch = 5000
 	var total int64
 	for _, sweep := range []func(context.Context) (int64, error){
 		func(ctx context.Context) (int64, error) {
-			return s.q.SweepRequests(ctx, query.SweepRequestsParams{Now: now, Batch: batch})
+			return s.q.SweepRequests(ctx, query.SweepRequestsParams{Now: now, Batch: sweepBatch})
 		},
 		func(ctx context.Context) (int64, error) {
-			return s.q.SweepClaimCodes(ctx, query.SweepClaimCodesParams{Now: now, Batch: batch})
+			return s.q.SweepClaimCodes(ctx, query.SweepClaimCodesParams{Now: now, Batch: sweepBatch})
 		},
 		func(ctx context.Context) (int64, error) {
-			return s.q.SweepClaimFailures(ctx, query.SweepClaimFailuresParams{Now: now, Batch: batch})
+			return s.q.SweepClaimFailures(ctx, query.SweepClaimFailuresParams{Now: now, Batch: sweepBatch})
 		},
 		func(ctx context.Context) (int64, error) {
-			return s.q.SweepRejectedPlays(ctx, query.SweepRejectedPlaysParams{Before: now.Add(-device.RejectedKept), Batch: batch})
+			return s.q.SweepRejectedPlays(ctx, query.SweepRejectedPlaysParams{Before: now.Add(-device.RejectedKept), Batch: sweepBatch})
 		},
 		s.q.SweepInstances,
+		func(ctx context.Context) (int64, error) {
+			n, err := s.q.DropPlayPartitions(ctx, day(now.Add(-partitionsKept)))
+			return int64(n), err
+		},
 	} {
-		err := s.db.Call(ctx, func(ctx context.Context) error {
-			n, err := sweep(ctx)
-			total += n
-			return err
-		})
-		if err != nil {
-			return total, err
+		for range sweepBatches {
+			var removed int64
+			err := s.db.Call(ctx, func(ctx context.Context) (err error) {
+				removed, err = sweep(ctx)
+				return err
+			})
+			total += removed
+			if err != nil {
+				return total, err
+			}
+			if removed < sweepBatch {
+				break
+			}
 		}
 	}
 	return total, nil

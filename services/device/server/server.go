@@ -49,11 +49,11 @@ func (s *Server) GetDevice(ctx context.Context, req *devicev1.GetDeviceRequest) 
 // ListDevices returns a page of an organisation's devices.
 func (s *Server) ListDevices(ctx context.Context, req *devicev1.ListDevicesRequest) (*devicev1.ListDevicesResponse, error) {
 	filter := device.Filter{State: stateOf(req.GetState()), VenueType: req.GetVenueType(), NameContains: req.GetNameContains()}
-	found, next, err := s.service.List(ctx, req.GetOrganisationId(), filter, page(req))
+	found, next, err := s.service.List(ctx, req.GetOrganisationId(), filter, device.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &devicev1.ListDevicesResponse{Devices: messages(found, deviceMessage), NextPageToken: next}, nil
+	return &devicev1.ListDevicesResponse{Devices: service.Messages(found, deviceMessage), NextPageToken: next}, nil
 }
 
 // UpdateDevice replaces a device's settings.
@@ -110,7 +110,7 @@ func (s *Server) RevokeDevice(ctx context.Context, req *devicev1.RevokeDeviceReq
 
 // PutDefaultPlaylist sets what a device plays.
 func (s *Server) PutDefaultPlaylist(ctx context.Context, req *devicev1.PutDefaultPlaylistRequest) (*devicev1.PutDefaultPlaylistResponse, error) {
-	items := messages(req.GetItems(), func(i *devicev1.PlaylistItem) device.Item {
+	items := service.Messages(req.GetItems(), func(i *devicev1.PlaylistItem) device.Item {
 		return device.Item{CreativeID: i.GetCreativeId(), URL: i.GetUrl(), SHA256: i.GetSha256(), MediaType: i.GetMediaType(), DurationMS: int(i.GetDurationMs())}
 	})
 	put, err := s.service.PutPlaylist(ctx, req.GetOrganisationId(), req.GetDeviceId(), items)
@@ -132,32 +132,15 @@ func (s *Server) GetPlaylist(ctx context.Context, req *devicev1.GetPlaylistReque
 // ListPlays returns a page of what a device played.
 func (s *Server) ListPlays(ctx context.Context, req *devicev1.ListPlaysRequest) (*devicev1.ListPlaysResponse, error) {
 	span := device.Span{From: timeOf(req.GetFromTime()), To: timeOf(req.GetToTime())}
-	found, next, err := s.service.ListPlays(ctx, req.GetOrganisationId(), req.GetDeviceId(), span, page(req))
+	found, next, err := s.service.ListPlays(ctx, req.GetOrganisationId(), req.GetDeviceId(), span, device.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
-	return &devicev1.ListPlaysResponse{Hours: messages(found, func(h device.Hour) *devicev1.HourOfPlays {
+	return &devicev1.ListPlaysResponse{Hours: service.Messages(found, func(h device.Hour) *devicev1.HourOfPlays {
 		return &devicev1.HourOfPlays{
 			HourTime: timestamppb.New(h.Time), CreativeId: h.CreativeID, Plays: h.Plays, CountedPlays: h.Counted, DurationMs: h.Duration.Milliseconds(),
 		}
 	}), NextPageToken: next}, nil
-}
-
-// messages turns a list of the domain's into messages, or back.
-func messages[T, M any](list []T, message func(T) M) []M {
-	all := make([]M, len(list))
-	for i, value := range list {
-		all[i] = message(value)
-	}
-	return all
-}
-
-// page is which part of a list a request asks for.
-func page(req interface {
-	GetPageSize() int32
-	GetPageToken() string
-}) device.Page {
-	return device.Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()}
 }
 
 func timeOf(t *timestamppb.Timestamp) time.Time {
@@ -185,7 +168,7 @@ func settings(m *devicev1.DeviceSettings) device.Settings {
 		SlotLength: time.Duration(m.GetSlotLengthSeconds()) * time.Second,
 		SlotPrice:  device.Price{AmountMinor: m.GetSlotPrice().GetAmountMinor(), Currency: m.GetSlotPrice().GetCurrency()},
 		TimeZone:   m.GetTimeZone(),
-		Hours: messages(m.GetHours(), func(h *devicev1.OpeningHours) device.Opening {
+		Hours: service.Messages(m.GetHours(), func(h *devicev1.OpeningHours) device.Opening {
 			return device.Opening{Weekday: int(h.GetWeekday()), Open: int(h.GetOpenMinute()), Close: int(h.GetCloseMinute())}
 		}),
 	}
@@ -201,7 +184,7 @@ func settingsMessage(s device.Settings) *devicev1.DeviceSettings {
 		SlotLengthSeconds: int32(s.SlotLength / time.Second),
 		SlotPrice:         &devicev1.Price{AmountMinor: s.SlotPrice.AmountMinor, Currency: s.SlotPrice.Currency},
 		TimeZone:          s.TimeZone,
-		Hours: messages(s.Hours, func(h device.Opening) *devicev1.OpeningHours {
+		Hours: service.Messages(s.Hours, func(h device.Opening) *devicev1.OpeningHours {
 			return &devicev1.OpeningHours{Weekday: devicev1.Weekday(h.Weekday), OpenMinute: int32(h.Open), CloseMinute: int32(h.Close)}
 		}),
 	}
@@ -237,7 +220,7 @@ func credentialsMessage(c device.Credentials) *devicev1.Credentials {
 }
 
 func playlistMessage(p device.Playlist) *devicev1.Playlist {
-	return &devicev1.Playlist{Version: p.Version, UpdateTime: moment(p.UpdateTime), Items: messages(p.Items, func(i device.Item) *devicev1.PlaylistItem {
+	return &devicev1.Playlist{Version: p.Version, UpdateTime: moment(p.UpdateTime), Items: service.Messages(p.Items, func(i device.Item) *devicev1.PlaylistItem {
 		return &devicev1.PlaylistItem{CreativeId: i.CreativeID, Url: i.URL, Sha256: i.SHA256, MediaType: i.MediaType, DurationMs: int32(i.DurationMS)}
 	})}
 }

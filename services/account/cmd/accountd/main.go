@@ -14,6 +14,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/service"
+	"github.com/marquee-ads/marquee/platform/throttle"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres"
@@ -121,10 +122,10 @@ func (c *config) hashParams() account.HashParams {
 }
 
 func (c *config) throttle() account.Throttle {
-	return account.Throttle{
-		Name:    account.Budget{Burst: c.LogInNameBurst, Every: c.LogInNameEvery},
-		Address: account.Budget{Burst: c.LogInAddressBurst, Every: c.LogInAddressEvery},
-	}
+	limits := account.DefaultThrottle()
+	limits.Name = throttle.Budget{Burst: c.LogInNameBurst, Every: c.LogInNameEvery}
+	limits.Address = throttle.Budget{Burst: c.LogInAddressBurst, Every: c.LogInAddressEvery}
+	return limits
 }
 
 func main() { service.Main("account", run) }

@@ -3,6 +3,11 @@ SELECT invitation_id, organisation_id, role, inviter_id, create_time, expire_tim
 FROM invitations
 WHERE invitation_id = @invitation_id;
 
+-- name: CountInvitations :one
+-- Of those that can be accepted.
+SELECT count(*) FROM invitations
+WHERE organisation_id = @organisation_id AND accept_time IS NULL AND revoke_time IS NULL AND expire_time > sqlc.arg(now)::timestamptz;
+
 -- name: PutInvitation :exec
 INSERT INTO invitations AS i (invitation_id, organisation_id, role, inviter_id, create_time, expire_time, accept_time, accepter_id, revoke_time)
 VALUES (@invitation_id, @organisation_id, @role, @inviter_id, @create_time, @expire_time, @accept_time, @accepter_id, @revoke_time)

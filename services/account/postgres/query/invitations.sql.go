@@ -10,6 +10,24 @@ import (
 	"time"
 )
 
+const countInvitations = `-- name: CountInvitations :one
+SELECT count(*) FROM invitations
+WHERE organisation_id = $1 AND accept_time IS NULL AND revoke_time IS NULL AND expire_time > $2::timestamptz
+`
+
+type CountInvitationsParams struct {
+	OrganisationID string
+	Now            time.Time
+}
+
+// Of those that can be accepted.
+func (q *Queries) CountInvitations(ctx context.Context, arg CountInvitationsParams) (int64, error) {
+	row := q.db.QueryRow(ctx, countInvitations, arg.OrganisationID, arg.Now)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const invitation = `-- name: Invitation :one
 SELECT invitation_id, organisation_id, role, inviter_id, create_time, expire_time, accept_time, accepter_id, revoke_time
 FROM invitations

@@ -38,7 +38,7 @@ type Invitation struct {
 	RevokeTime     *time.Time
 }
 
-// What wrong passwords have used up of the budget that there is for each name, address, place and device.
+// What wrong passwords have used up of the budget that there is for each name, address, place and device, and API keys of that of their organisation.
 type LogInFailure struct {
 	// A MAC under a key that is not in the database: it says nothing about who tried what.
 	FailureKey string

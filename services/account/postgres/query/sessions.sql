@@ -52,6 +52,25 @@ WHERE end_time IS NULL AND session_id IN (
 )
 RETURNING session_id, token_expire_time;
 
+-- name: EndOldestSessions :many
+-- A batch of those that are behind the newest; not those that another log-in ends
+-- at this moment.
+UPDATE sessions
+SET end_time = sqlc.arg(now)::timestamptz, end_reason = @end_reason::text
+WHERE session_id IN (
+    SELECT old.session_id FROM sessions AS old
+    WHERE old.end_time IS NULL AND old.session_id IN (
+        SELECT other.session_id FROM sessions AS other
+        WHERE other.account_id = @account_id AND other.session_id <> @keep_session_id AND other.end_time IS NULL
+            AND coalesce(other.expire_time, other.token_expire_time) > sqlc.arg(now)::timestamptz
+        ORDER BY other.session_id DESC
+        OFFSET sqlc.arg(newest)::bigint
+        LIMIT sqlc.arg(batch)::bigint
+    )
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING session_id, token_expire_time;
+
 -- name: Ended :many
 -- One statement, since it is asked every other second by every instance, and what
 -- is late is not handed on: the ended sessions, the revoked API keys, which are

@@ -10,6 +10,67 @@ import (
 	"time"
 )
 
+const endOldestSessions = `-- name: EndOldestSessions :many
+UPDATE sessions
+SET end_time = $1::timestamptz, end_reason = $2::text
+WHERE session_id IN (
+    SELECT old.session_id FROM sessions AS old
+    WHERE old.end_time IS NULL AND old.session_id IN (
+        SELECT other.session_id FROM sessions AS other
+        WHERE other.account_id = $3 AND other.session_id <> $4 AND other.end_time IS NULL
+            AND coalesce(other.expire_time, other.token_expire_time) > $1::timestamptz
+        ORDER BY other.session_id DESC
+        OFFSET $5::bigint
+        LIMIT $6::bigint
+    )
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING session_id, token_expire_time
+`
+
+type EndOldestSessionsParams struct {
+	Now           time.Time
+	EndReason     string
+	AccountID     string
+	KeepSessionID string
+	Newest        int64
+	Batch         int64
+}
+
+type EndOldestSessionsRow struct {
+	SessionID       string
+	TokenExpireTime time.Time
+}
+
+// A batch of those that are behind the newest; not those that another log-in ends
+// at this moment.
+func (q *Queries) EndOldestSessions(ctx context.Context, arg EndOldestSessionsParams) ([]EndOldestSessionsRow, error) {
+	rows, err := q.db.Query(ctx, endOldestSessions,
+		arg.Now,
+		arg.EndReason,
+		arg.AccountID,
+		arg.KeepSessionID,
+		arg.Newest,
+		arg.Batch,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []EndOldestSessionsRow
+	for rows.Next() {
+		var i EndOldestSessionsRow
+		if err := rows.Scan(&i.SessionID, &i.TokenExpireTime); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const endOtherSessions = `-- name: EndOtherSessions :many
 UPDATE sessions
 SET end_time = $1::timestamptz, end_reason = $2::text

@@ -3,16 +3,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"time"
 	_ "time/tzdata" // displays stand in every zone, and images have no zone files
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/database"
@@ -38,6 +39,10 @@ type config struct {
 	MqttConnectWithin time.Duration `default:"10s" help:"How long a connection may take until its player is let in."`
 	MqttKeepAlive     time.Duration `default:"5m" help:"Longest keep-alive; a player that asks for more gets this."`
 
+	CheckPlays bool `env:"-" help:"Serve nothing: compare the hourly sums of all plays that are kept with the plays, print the hours that disagree, and exit; with 1 when any do."`
+
+	// Output is where --check-plays prints; nil is standard output.
+	Output io.Writer `kong:"-"`
 	// OnMQTT, when set, is called once with the address on which players connect:
 	// tests run the service on port 0.
 	OnMQTT func(address string) `kong:"-"`
@@ -104,6 +109,9 @@ func run(ctx context.Context, cfg config) error {
 	if err != nil {
 		return err
 	}
+	if cfg.CheckPlays {
+		cfg.AdminListen = "127.0.0.1:0" // the configured one is that of the instance beside it
+	}
 	svc, err := service.New(ctx, cfg.Config)
 	if err != nil {
 		return err
@@ -116,6 +124,14 @@ func run(ctx context.Context, cfg config) error {
 	}
 	defer db.Close()
 	store := postgres.New(db)
+	if cfg.CheckPlays {
+		within, cancel := context.WithTimeout(ctx, meshWithin)
+		defer cancel()
+		if err := svc.Mesh().Ready(within); err != nil {
+			return err
+		}
+		return checkPlays(ctx, store, cmp.Or(cfg.Output, io.Writer(os.Stdout)), time.Now())
+	}
 	svc.Add(service.Component{Name: "the database", Start: store.Prepare})
 
 	publisher, err := svc.NewClient(cfg.KeysFrom)
@@ -129,10 +145,9 @@ func run(ctx context.Context, cfg config) error {
 
 	plane := device.NewPlane(store, svc.InstanceID(), time.Now, svc.Log().Named("plane"))
 	svc.AddBackground("the device plane", plane.Run)
-	svc.Metrics().MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "device_players_connected", Help: "Players that are connected to this instance.",
-	}, func() float64 { return float64(plane.Players()) }))
-	svc.Add(players(cfg, svc, plane, encryption))
+	refused := mqtt.NewRefused()
+	svc.Metrics().MustRegister(append(plane.Metrics(), refused)...)
+	svc.Add(players(cfg, svc, plane, refused, encryption))
 
 	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
 	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(device.New(store, device.DefaultThrottle(), time.Now, rand.Reader)))
@@ -140,7 +155,7 @@ func run(ctx context.Context, cfg config) error {
 }
 
 // players is the part of the service that players connect to.
-func players(cfg config, svc *service.Service, plane *device.Plane, encryption *tls.Config) service.Component {
+func players(cfg config, svc *service.Service, plane *device.Plane, refused mqtt.Refused, encryption *tls.Config) service.Component {
 	var (
 		listener *mqtt.Listener
 		log      = svc.Log().Named("mqtt")
@@ -149,11 +164,11 @@ func players(cfg config, svc *service.Service, plane *device.Plane, encryption *
 	return service.Component{
 		Name: "the MQTT port",
 		Start: func(ctx context.Context) error {
-			broker, err := mqtt.NewBroker(plane, cfg.limits(), log)
+			broker, err := mqtt.NewBroker(plane, cfg.limits(), refused, log)
 			if err != nil {
 				return err
 			}
-			if listener, err = mqtt.Listen(ctx, cfg.MqttListen, encryption, broker, cfg.limits(), log); err != nil {
+			if listener, err = mqtt.Listen(ctx, cfg.MqttListen, encryption, broker, cfg.limits(), refused, log); err != nil {
 				return errors.Join(err, broker.Close())
 			}
 			log.Info("players can connect", "address", listener.Address(), "encrypted", encryption != nil)
@@ -172,6 +187,43 @@ func players(cfg config, svc *service.Service, plane *device.Plane, encryption *
 			return err
 		},
 	}
+}
+
+// errDisagree is why --check-plays exits with 1.
+var errDisagree = errors.New("sums of plays are not those of the plays")
+
+// meshWithin is how long --check-plays waits for the way to the database.
+const meshWithin = 20 * time.Second
+
+// printedADay is how many hours of one day are printed: the first are enough to
+// see what is wrong.
+const printedADay = 1000
+
+// checkPlays proves that the sums are those of the plays, or prints where not. It
+// goes by days, as plays are stored.
+func checkPlays(ctx context.Context, store *postgres.Store, out io.Writer, now time.Time) error {
+	const day = 24 * time.Hour
+	disagree := 0
+	until := now.Add(day)
+	for from := now.Add(-device.PlaysKept).UTC().Truncate(day); from.Before(until); from = from.Add(day) {
+		found, err := store.Disagreements(ctx, device.Span{From: from, To: from.Add(day)}, printedADay)
+		if err != nil {
+			return fmt.Errorf("checking the plays of %s: %w", from.Format(time.DateOnly), err)
+		}
+		for _, d := range found {
+			if _, err := fmt.Fprintf(out, "%s device %s creative %s: %d summed, %d stored\n", d.Hour.Format(time.RFC3339), d.DeviceID, d.CreativeID, d.Summed, d.Stored); err != nil {
+				return fmt.Errorf("printing: %w", err)
+			}
+		}
+		disagree += len(found)
+	}
+	if disagree > 0 {
+		return fmt.Errorf("%w: %d hours disagree", errDisagree, disagree)
+	}
+	if _, err := fmt.Fprintln(out, "all hours agree with their plays"); err != nil {
+		return fmt.Errorf("printing: %w", err)
+	}
+	return nil
 }
 
 const sweepEvery = 5 * time.Minute

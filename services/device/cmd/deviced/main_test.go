@@ -2,30 +2,24 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"io"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/authtest"
 	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/platform/service"
-	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 )
 
@@ -38,65 +32,18 @@ const (
 	another      = "org_01BX5ZZKBKACTAV9WEVGEMMVRZ"
 )
 
-// account stands in for the account service: it publishes the key of the tokens
-// that it signs.
-type account struct {
-	accountv1.UnimplementedAccountServiceServer
-	key     ed25519.PrivateKey
-	address string
-}
-
-func startAccount(t *testing.T) *account {
-	t.Helper()
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	require.NoError(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	a := &account{key: key, address: listener.Addr().String()}
-	server := grpc.NewServer()
-	accountv1.RegisterAccountServiceServer(server, a)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		<-ended
-	})
-	return a
-}
-
-func (a *account) GetSigningKeys(context.Context, *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	return &accountv1.GetSigningKeysResponse{Keys: []*accountv1.SigningKey{{
-		KeyId: "test", PublicKey: a.key.Public().(ed25519.PublicKey), ExpireTime: timestamppb.New(time.Now().Add(time.Hour)),
-	}}}, nil
-}
-
-// as is ctx with the token of an account that has a role in an organisation.
-func (a *account) as(ctx context.Context, t *testing.T, accountID, organisationID string, role auth.Role) context.Context {
-	t.Helper()
-	now := time.Now()
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, auth.Claims{
-		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: auth.Issuer, Audience: jwt.ClaimStrings{"test"}, Subject: accountID,
-			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(5 * time.Minute)),
-		},
-		SessionID: "ses_" + accountID, Roles: auth.Roles{organisationID: role},
-	})
-	token.Header["kid"] = "test"
-	signed, err := token.SignedString(a.key)
-	require.NoError(t, err)
-	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+signed)
-}
-
 // world is a database and an account service, for instances that belong together.
 type world struct {
-	account  *account
-	database []string
+	account  *authtest.Account
+	url      string   // of the database
+	database []string // flags that name it
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	name, _, _ := strings.Cut(strings.TrimPrefix(pg.Database(t), "postgres:///"), "?")
-	return &world{account: startAccount(t), database: []string{
+	url := pg.Database(t)
+	name, _, _ := strings.Cut(strings.TrimPrefix(url, "postgres:///"), "?")
+	return &world{account: authtest.Start(t), url: url, database: []string{
 		"--database-host", pg.SocketDir(t), "--database-name", name, "--database-user=test",
 	}}
 }
@@ -106,6 +53,7 @@ type instance struct {
 	devicev1.DeviceServiceClient
 	*world
 	players string // where they connect
+	admin   string // where its metrics are
 	stop    func()
 }
 
@@ -115,7 +63,7 @@ func (w *world) start(t *testing.T, flags ...string) *instance {
 	flags = append(append([]string{"--mesh=plaintext", "--environment=test", "--mode=test", "--drain-delay=0s"}, w.database...), flags...)
 	cfg, err := service.Parse[config]("device", flags, io.Discard)
 	require.NoError(t, err)
-	cfg.Upstreams = map[string][]string{"account": {w.account.address}}
+	cfg.Upstreams = map[string][]string{"account": {w.account.Address()}}
 	listening, players := make(chan service.Addresses, 1), make(chan string, 1)
 	cfg.OnListening = func(a service.Addresses) { listening <- a }
 	cfg.OnMQTT = func(address string) { players <- address }
@@ -148,7 +96,7 @@ func (w *world) start(t *testing.T, flags ...string) *instance {
 		conn, err := grpc.NewClient(a.Mesh, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		require.NoError(t, err)
 		t.Cleanup(func() { conn.Close() })
-		i := &instance{devicev1.NewDeviceServiceClient(conn), w, <-players, stop}
+		i := &instance{devicev1.NewDeviceServiceClient(conn), w, <-players, a.Admin, stop}
 		i.waitForKeys(t)
 		return i
 	case err := <-ended:
@@ -175,8 +123,14 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
+// as is ctx with the token of an account that has a role in an organisation.
+func (w *world) as(ctx context.Context, t *testing.T, accountID, organisationID string, role auth.Role) context.Context {
+	t.Helper()
+	return w.account.ContextWithRoles(ctx, t, "test", accountID, auth.Roles{organisationID: role})
+}
+
 func (w *world) owner(t *testing.T) context.Context {
-	return w.account.as(within(t), t, "acc_ada", organisation, auth.Owner)
+	return w.as(within(t), t, "acc_ada", organisation, auth.Owner)
 }
 
 // refused requires that err is a fault with this code and reason.
@@ -246,13 +200,13 @@ func TestRegistry(t *testing.T) {
 		for role, allowed := range map[auth.Role]struct{ read, write bool }{
 			auth.Owner: {true, true}, auth.Operator: {true, true}, auth.Viewer: {true, false}, auth.Advertiser: {false, false},
 		} {
-			as := i.account.as(ctx, t, "acc_grace", organisation, role)
+			as := i.as(ctx, t, "acc_grace", organisation, role)
 			_, err := i.GetDevice(as, &devicev1.GetDeviceRequest{OrganisationId: organisation, DeviceId: made.GetDeviceId()})
 			require.Equal(t, allowed.read, err == nil, "%s: %v", role, err)
 			_, err = i.CreateClaimCode(as, &devicev1.CreateClaimCodeRequest{OrganisationId: organisation, DeviceId: made.GetDeviceId()})
 			require.Equal(t, allowed.write, err == nil, "%s: %v", role, err)
 		}
-		stranger := i.account.as(ctx, t, "acc_eve", another, auth.Owner)
+		stranger := i.as(ctx, t, "acc_eve", another, auth.Owner)
 		_, err := i.GetDevice(stranger, &devicev1.GetDeviceRequest{OrganisationId: organisation, DeviceId: made.GetDeviceId()})
 		refused(t, err, codes.PermissionDenied, "NOT_A_MEMBER")
 		_, err = i.GetDevice(stranger, &devicev1.GetDeviceRequest{OrganisationId: another, DeviceId: made.GetDeviceId()})

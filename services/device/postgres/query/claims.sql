@@ -4,6 +4,15 @@ VALUES (@device_id, @code_hash, @create_time, @expire_time)
 ON CONFLICT ON CONSTRAINT claim_codes_pkey DO UPDATE
 SET code_hash = excluded.code_hash, create_time = excluded.create_time, expire_time = excluded.expire_time;
 
+-- name: LockDeviceOfClaimCode :one
+-- Until the transaction ends. The code may be gone by then.
+SELECT d.device_id FROM devices AS d
+WHERE d.device_id = (
+    SELECT c.device_id FROM claim_codes AS c
+    WHERE c.code_hash = @code_hash AND c.expire_time > @now
+)
+FOR UPDATE;
+
 -- name: TakeClaimCode :one
 -- Of two that use a code at once one finds it.
 DELETE FROM claim_codes

@@ -62,6 +62,28 @@ func (q *Queries) DeleteClaimCode(ctx context.Context, deviceID string) error {
 	return err
 }
 
+const lockDeviceOfClaimCode = `-- name: LockDeviceOfClaimCode :one
+SELECT d.device_id FROM devices AS d
+WHERE d.device_id = (
+    SELECT c.device_id FROM claim_codes AS c
+    WHERE c.code_hash = $1 AND c.expire_time > $2
+)
+FOR UPDATE
+`
+
+type LockDeviceOfClaimCodeParams struct {
+	CodeHash []byte
+	Now      time.Time
+}
+
+// Until the transaction ends. The code may be gone by then.
+func (q *Queries) LockDeviceOfClaimCode(ctx context.Context, arg LockDeviceOfClaimCodeParams) (string, error) {
+	row := q.db.QueryRow(ctx, lockDeviceOfClaimCode, arg.CodeHash, arg.Now)
+	var device_id string
+	err := row.Scan(&device_id)
+	return device_id, err
+}
+
 const putClaimCode = `-- name: PutClaimCode :exec
 INSERT INTO claim_codes (device_id, code_hash, create_time, expire_time)
 VALUES ($1, $2, $3, $4)

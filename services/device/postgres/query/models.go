@@ -44,7 +44,7 @@ type Device struct {
 }
 
 // What each device has ever been given to play: plays of anything else are impossible.
-type Assignment struct {
+type DeviceCreative struct {
 	DeviceID   string
 	CreativeID string
 	// Its shortest full length in any playlist.

@@ -1,6 +1,9 @@
 -- name: AddPlayPartitions :one
 SELECT add_play_partitions(@first_day::date, @last_day::date)::integer AS made;
 
+-- name: DropPlayPartitions :one
+SELECT drop_play_partitions(@first_kept::date)::integer AS dropped;
+
 -- name: SlotsOf :many
 SELECT device_id, slot_seconds FROM devices WHERE device_id = ANY(@device_ids::text[]);
 

@@ -38,15 +38,15 @@ type CreativesOfParams struct {
 	CreativeIds []string
 }
 
-func (q *Queries) CreativesOf(ctx context.Context, arg CreativesOfParams) ([]Assignment, error) {
+func (q *Queries) CreativesOf(ctx context.Context, arg CreativesOfParams) ([]DeviceCreative, error) {
 	rows, err := q.db.Query(ctx, creativesOf, arg.DeviceIds, arg.CreativeIds)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Assignment
+	var items []DeviceCreative
 	for rows.Next() {
-		var i Assignment
+		var i DeviceCreative
 		if err := rows.Scan(&i.DeviceID, &i.CreativeID, &i.DurationMs); err != nil {
 			return nil, err
 		}
@@ -118,6 +118,17 @@ func (q *Queries) Disagreements(ctx context.Context, arg DisagreementsParams) ([
 		return nil, err
 	}
 	return items, nil
+}
+
+const dropPlayPartitions = `-- name: DropPlayPartitions :one
+SELECT drop_play_partitions($1::date)::integer AS dropped
+`
+
+func (q *Queries) DropPlayPartitions(ctx context.Context, firstKept pgtype.Date) (int32, error) {
+	row := q.db.QueryRow(ctx, dropPlayPartitions, firstKept)
+	var dropped int32
+	err := row.Scan(&dropped)
+	return dropped, err
 }
 
 const hours = `-- name: Hours :many

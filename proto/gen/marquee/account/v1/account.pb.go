@@ -42,6 +42,8 @@ const (
 	SessionEndReason_SESSION_END_REASON_PASSWORD_CHANGED SessionEndReason = 3
 	// A refresh token was used twice: one of two holders had stolen it.
 	SessionEndReason_SESSION_END_REASON_REFRESH_TOKEN_REUSED SessionEndReason = 4
+	// By a log-in, as the oldest of more than 1,000 that could be used.
+	SessionEndReason_SESSION_END_REASON_TOO_MANY_SESSIONS SessionEndReason = 5
 )
 
 // Enum value maps for SessionEndReason.
@@ -52,6 +54,7 @@ var (
 		2: "SESSION_END_REASON_REVOKED",
 		3: "SESSION_END_REASON_PASSWORD_CHANGED",
 		4: "SESSION_END_REASON_REFRESH_TOKEN_REUSED",
+		5: "SESSION_END_REASON_TOO_MANY_SESSIONS",
 	}
 	SessionEndReason_value = map[string]int32{
 		"SESSION_END_REASON_UNSPECIFIED":          0,
@@ -59,6 +62,7 @@ var (
 		"SESSION_END_REASON_REVOKED":              2,
 		"SESSION_END_REASON_PASSWORD_CHANGED":     3,
 		"SESSION_END_REASON_REFRESH_TOKEN_REUSED": 4,
+		"SESSION_END_REASON_TOO_MANY_SESSIONS":    5,
 	}
 )
 
@@ -2059,13 +2063,14 @@ const file_marquee_account_v1_account_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime*\xcf\x01\n" +
+	"expireTime*\xf9\x01\n" +
 	"\x10SessionEndReason\x12\"\n" +
 	"\x1eSESSION_END_REASON_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dSESSION_END_REASON_LOGGED_OUT\x10\x01\x12\x1e\n" +
 	"\x1aSESSION_END_REASON_REVOKED\x10\x02\x12'\n" +
 	"#SESSION_END_REASON_PASSWORD_CHANGED\x10\x03\x12+\n" +
-	"'SESSION_END_REASON_REFRESH_TOKEN_REUSED\x10\x04*\xad\x04\n" +
+	"'SESSION_END_REASON_REFRESH_TOKEN_REUSED\x10\x04\x12(\n" +
+	"$SESSION_END_REASON_TOO_MANY_SESSIONS\x10\x05*\xad\x04\n" +
 	"\tAuditKind\x12\x1a\n" +
 	"\x16AUDIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14AUDIT_KIND_SIGNED_UP\x10\x01\x12\x18\n" +

@@ -83,6 +83,9 @@ type AccountServiceClient interface {
 	// devices that present the device_token of an earlier log-in, are counted
 	// apart: whoever guesses elsewhere does not keep them out.
 	//
+	// An account has up to 1,000 sessions that can be used: a log-in beyond that
+	// ends the oldest.
+	//
 	// Errors:
 	//   - UNAUTHENTICATED (WRONG_CREDENTIALS): no account has this name, or the
 	//     password is not its password; which of the two is not told.
@@ -106,7 +109,8 @@ type AccountServiceClient interface {
 	//   - UNAUTHENTICATED (REFRESH_TOKEN_REUSED): it was spent before, and the
 	//     session has ended: log in again, and change the password if nobody but
 	//     you should have had the token.
-	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password.
+	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password,
+	//     or as the oldest of too many.
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
 	//     moment; try again after the given delay.
 	RefreshSession(ctx context.Context, in *RefreshSessionRequest, opts ...grpc.CallOption) (*RefreshSessionResponse, error)
@@ -347,6 +351,9 @@ type AccountServiceServer interface {
 	// devices that present the device_token of an earlier log-in, are counted
 	// apart: whoever guesses elsewhere does not keep them out.
 	//
+	// An account has up to 1,000 sessions that can be used: a log-in beyond that
+	// ends the oldest.
+	//
 	// Errors:
 	//   - UNAUTHENTICATED (WRONG_CREDENTIALS): no account has this name, or the
 	//     password is not its password; which of the two is not told.
@@ -370,7 +377,8 @@ type AccountServiceServer interface {
 	//   - UNAUTHENTICATED (REFRESH_TOKEN_REUSED): it was spent before, and the
 	//     session has ended: log in again, and change the password if nobody but
 	//     you should have had the token.
-	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password.
+	//   - UNAUTHENTICATED (SESSION_ENDED): by log-out, revocation or a new password,
+	//     or as the oldest of too many.
 	//   - UNAVAILABLE (SIGNING_KEYS_UNAVAILABLE): no token can be signed at the
 	//     moment; try again after the given delay.
 	RefreshSession(context.Context, *RefreshSessionRequest) (*RefreshSessionResponse, error)

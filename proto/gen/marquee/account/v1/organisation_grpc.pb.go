@@ -100,6 +100,8 @@ type OrganisationServiceClient interface {
 	// Errors:
 	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
 	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_INVITATIONS): the organisation has 100 that
+	//     can be accepted.
 	CreateInvitation(ctx context.Context, in *CreateInvitationRequest, opts ...grpc.CallOption) (*CreateInvitationResponse, error)
 	// ListInvitations returns an organisation's invitations, the newest first, for
 	// 30 days after they were accepted, were revoked or expired.
@@ -133,6 +135,8 @@ type OrganisationServiceClient interface {
 	//     body.
 	//   - FAILED_PRECONDITION (TOO_MANY_API_KEYS): the organisation has 100 that
 	//     can be used.
+	//   - RESOURCE_EXHAUSTED (API_KEYS_THROTTLED): the organisation made more than
+	//     20 at once, and than 20 an hour; try again after the given delay.
 	CreateAPIKey(ctx context.Context, in *CreateAPIKeyRequest, opts ...grpc.CallOption) (*CreateAPIKeyResponse, error)
 	// ListAPIKeys returns an organisation's API keys, the newest first, for 30 days
 	// after they were revoked or expired.
@@ -389,6 +393,8 @@ type OrganisationServiceServer interface {
 	// Errors:
 	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
 	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_INVITATIONS): the organisation has 100 that
+	//     can be accepted.
 	CreateInvitation(context.Context, *CreateInvitationRequest) (*CreateInvitationResponse, error)
 	// ListInvitations returns an organisation's invitations, the newest first, for
 	// 30 days after they were accepted, were revoked or expired.
@@ -422,6 +428,8 @@ type OrganisationServiceServer interface {
 	//     body.
 	//   - FAILED_PRECONDITION (TOO_MANY_API_KEYS): the organisation has 100 that
 	//     can be used.
+	//   - RESOURCE_EXHAUSTED (API_KEYS_THROTTLED): the organisation made more than
+	//     20 at once, and than 20 an hour; try again after the given delay.
 	CreateAPIKey(context.Context, *CreateAPIKeyRequest) (*CreateAPIKeyResponse, error)
 	// ListAPIKeys returns an organisation's API keys, the newest first, for 30 days
 	// after they were revoked or expired.
