@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/marquee-ads/marquee/services/device/player"
+)
+
+const (
+	redrawEvery  = 200 * time.Millisecond
+	summaryEvery = 5 * time.Second
+)
+
+// screen shows what is played: of one display each change, with a line below it on a
+// terminal that is always of now; of many a summary.
+type screen struct {
+	out, errOut io.Writer
+	one         bool
+	terminal    bool
+
+	mu    sync.Mutex
+	drawn bool // the status line is there
+}
+
+func newScreen(out, errOut io.Writer, one bool) *screen {
+	s := &screen{out: out, errOut: errOut, one: one}
+	if f, ok := out.(*os.File); ok && one {
+		info, err := f.Stat()
+		s.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	return s
+}
+
+// line writes a line, above the status line.
+func (s *screen) line(to io.Writer, format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clear()
+	fmt.Fprintf(to, time.Now().Format(time.TimeOnly)+" "+format+"\n", args...)
+}
+
+func (s *screen) clear() {
+	if s.drawn {
+		fmt.Fprint(s.out, "\r\x1b[K")
+		s.drawn = false
+	}
+}
+
+// Shows implements player.Observer.
+func (s *screen) Shows(d *player.Display, item *player.Item) {
+	switch {
+	case !s.one:
+	case item == nil:
+		s.line(s.out, "%s shows nothing", d.DeviceID())
+	default:
+		s.line(s.out, "%s shows %s for %s", d.DeviceID(), item.CreativeID, item.Duration())
+	}
+}
+
+// Played implements player.Observer.
+func (s *screen) Played(d *player.Display, play player.Play) {
+	if s.one {
+		s.line(s.out, "%s played %s for %s: %s", d.DeviceID(), play.CreativeID, time.Duration(play.DurationMS)*time.Millisecond, play.ID)
+	}
+}
+
+// Says implements player.Observer.
+func (s *screen) Says(d *player.Display, text string) {
+	if s.one {
+		s.line(s.errOut, "%s: %s", d.DeviceID(), text)
+	}
+}
+
+// run draws until ctx ends.
+func (s *screen) run(ctx context.Context, displays []*player.Display) {
+	every := summaryEvery
+	switch {
+	case s.one && !s.terminal:
+		return
+	case s.one:
+		every = redrawEvery
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.draw(displays)
+		case <-ctx.Done():
+			s.draw(displays)
+			if s.one {
+				fmt.Fprintln(s.out)
+			}
+			return
+		}
+	}
+}
+
+func (s *screen) draw(displays []*player.Display) {
+	if s.one {
+		text := statusLine(displays[0].DeviceID(), displays[0].Status(), time.Now())
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.clear()
+		fmt.Fprint(s.out, text)
+		s.drawn = true
+		return
+	}
+	var sum player.Status
+	connections := make(map[player.Connection]int)
+	showing := 0
+	for _, d := range displays {
+		now := d.Status()
+		connections[now.Connection]++
+		if now.Item != nil {
+			showing++
+		}
+		sum.Plays, sum.Unsent, sum.Held = sum.Plays+now.Plays, sum.Unsent+now.Unsent, sum.Held+now.Held
+		sum.Dropped, sum.Rejected = sum.Dropped+now.Dropped, sum.Rejected+now.Rejected
+	}
+	s.line(s.out, "%d displays: %d connected, %d refused, %d replaced, %d showing; %d plays, %d unsent, %d held, %d rejected, %d LOST",
+		len(displays), connections[player.Connected], connections[player.Refused], connections[player.Replaced], showing,
+		sum.Plays, sum.Unsent, sum.Held, sum.Rejected, sum.Dropped)
+}
+
+// statusLine is what a display does at a moment.
+func statusLine(id string, s player.Status, now time.Time) string {
+	shows := "nothing"
+	if s.Item != nil {
+		shows = fmt.Sprintf("%s %ds", s.Item.CreativeID, int(max(0, s.Until.Sub(now)).Round(time.Second)/time.Second))
+	}
+	text := fmt.Sprintf("%s  %s  v%d  %s  %d unsent", id, shows, s.Playlist, s.Connection, s.Unsent)
+	if s.Held > 0 {
+		text += fmt.Sprintf("  %d held", s.Held)
+	}
+	if s.Dropped > 0 {
+		text += fmt.Sprintf("  %d LOST", s.Dropped)
+	}
+	return text
+}

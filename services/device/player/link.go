@@ -1,0 +1,259 @@
+package player
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+)
+
+const (
+	keepAlive     = 60 // seconds
+	connectWithin = 10 * time.Second
+	// answerWithin is more than the 20 seconds for which a server may hold an
+	// acknowledgement back.
+	answerWithin = 30 * time.Second
+	inFlight     = 32
+	// maxBatch is in plays, maxBatchBytes in bytes of the journal: a packet may have
+	// 64 KiB.
+	maxBatch      = 200
+	maxBatchBytes = 48 << 10
+	// playsTaken is how old a play may be.
+	playsTaken = 30 * 24 * time.Hour
+	// steady is how long a connection lasts that was a good one.
+	steady = 10 * time.Second
+)
+
+// ErrRefused is credentials that are not good, or not any more.
+var ErrRefused = errors.New("the credentials are refused: have a claim code made, and start with it")
+
+// lost is why a connection ended, and what it means for the next.
+type lost struct {
+	next   Connection
+	atOnce bool
+	reason error
+}
+
+// connect stays connected until ctx ends. Plays are handed in until then, and nothing
+// is begun after playing has ended.
+func (d *Display) connect(ctx, playing context.Context) {
+	if d.spread > 0 && sleep(playing, rand.N(d.spread)) != nil {
+		return
+	}
+	var servers []string
+	for attempts := 0; playing.Err() == nil; attempts++ {
+		if len(servers) == 0 {
+			servers = append(servers, d.servers...)
+			rand.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
+		}
+		server := servers[0]
+		servers = servers[1:]
+		d.update(func(s *Status) { s.Connection = Connecting })
+		began := time.Now()
+		why := d.session(ctx, playing, server)
+		d.update(func(s *Status) { s.Connection = why.next })
+		signal(d.handed) // nothing more is
+		if ctx.Err() != nil {
+			return
+		}
+		if why.next == Refused && d.newest().Version == 0 {
+			d.nothing(ErrRefused)
+		}
+		lasted := time.Since(began) >= steady
+		if lasted {
+			attempts = 0
+		}
+		pause := backOff(attempts)
+		switch {
+		case why.next != Offline:
+			pause = refusedPause + rand.N(refusedPause/2)
+		case why.atOnce && lasted:
+			pause = 0
+		}
+		d.says("not connected to %s: %v; the next attempt is in %s", server, why.reason, pause.Round(100*time.Millisecond))
+		if sleep(playing, pause) != nil {
+			return
+		}
+	}
+}
+
+// session is one connection, from its beginning to its end.
+func (d *Display) session(ctx, playing context.Context, server string) lost {
+	dialer := net.Dialer{Timeout: connectWithin}
+	conn, err := dialer.DialContext(playing, "tcp", server)
+	if err != nil {
+		return lost{next: Offline, reason: err}
+	}
+	id := d.credentials.DeviceID
+	ended := make(chan lost, 1)
+	client := paho.NewClient(paho.ClientConfig{
+		Conn: packets.NewThreadSafeConn(&hurried{conn}), PacketTimeout: answerWithin,
+		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
+			d.received(r.Packet.Topic, r.Packet.Payload)
+			return true, nil
+		}},
+		OnServerDisconnect: func(p *paho.Disconnect) { tell(ended, disconnected(p.ReasonCode)) },
+		OnClientError:      func(err error) { tell(ended, lost{next: Offline, reason: err}) },
+	})
+	connecting, cancel := context.WithTimeout(playing, connectWithin)
+	defer cancel()
+	receive := uint16(inFlight)
+	ack, err := client.Connect(connecting, &paho.Connect{
+		ClientID: id, CleanStart: true, KeepAlive: keepAlive, Username: id, UsernameFlag: true,
+		Password: []byte(d.credentials.Secret), PasswordFlag: true, Properties: &paho.ConnectProperties{ReceiveMaximum: &receive},
+	})
+	if err != nil {
+		if ack != nil && (ack.ReasonCode == packets.ConnackBadUsernameOrPassword || ack.ReasonCode == packets.ConnackNotAuthorized) {
+			return lost{next: Refused, reason: ErrRefused}
+		}
+		return lost{next: Offline, reason: err}
+	}
+	defer func() { _ = client.Disconnect(&paho.Disconnect{}) }() // it may have ended already
+	// The library may wait for an acknowledgement that cannot come any more.
+	open, shut := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-client.Done():
+			shut()
+		case <-open.Done():
+		}
+	})
+	defer func() {
+		shut()
+		watching.Wait()
+	}()
+	if _, err := client.Subscribe(connecting, &paho.Subscribe{
+		Subscriptions: []paho.SubscribeOptions{{Topic: "d/" + id + "/down/#", QoS: 1}},
+	}); err != nil {
+		return lost{next: Offline, reason: fmt.Errorf("subscribing: %w", err)}
+	}
+	d.update(func(s *Status) { s.Connection = Connected })
+	d.says("connected to %s", server)
+	for {
+		if err := d.handIn(open, client); err != nil {
+			select {
+			case <-client.Done():
+				return whyEnded(ctx, ended)
+			default:
+				return lost{next: Offline, reason: err}
+			}
+		}
+		select {
+		case <-d.written:
+		case <-client.Done():
+			return whyEnded(ctx, ended)
+		case <-ctx.Done():
+			return lost{next: Offline, reason: ctx.Err()}
+		}
+	}
+}
+
+// whyEnded waits for the word that the library sends after the end.
+func whyEnded(ctx context.Context, ended <-chan lost) lost {
+	select {
+	case why := <-ended:
+		return why
+	case <-ctx.Done():
+		return lost{next: Offline, reason: ctx.Err()}
+	}
+}
+
+// tell is for the first word alone: what follows is a consequence.
+func tell(ended chan<- lost, why lost) {
+	select {
+	case ended <- why:
+	default:
+	}
+}
+
+// disconnected is what a server's DISCONNECT means.
+func disconnected(reason byte) lost {
+	switch reason {
+	case packets.DisconnectServerShuttingDown:
+		return lost{next: Offline, atOnce: true, reason: errors.New("the server stops")}
+	case packets.DisconnectSessionTakenOver:
+		return lost{next: Replaced, reason: errors.New("the device has connected again: another player has its credentials")}
+	case packets.DisconnectNotAuthorized:
+		return lost{next: Refused, reason: ErrRefused}
+	}
+	return lost{next: Offline, reason: fmt.Errorf("the server ended the connection with reason 0x%02X", reason)}
+}
+
+// handIn hands in the plays that are not acknowledged, the oldest first.
+func (d *Display) handIn(ctx context.Context, client *paho.Client) error {
+	for {
+		expired, err := d.journal.Expire(d.wall().Add(-playsTaken))
+		d.dropped(expired, "they are older than 30 days")
+		if err != nil {
+			return err
+		}
+		plays, upTo, err := d.journal.Next(maxBatch, maxBatchBytes)
+		if err != nil || len(plays) == 0 {
+			return err
+		}
+		text, err := json.Marshal(struct {
+			BatchID string `json:"batch_id"`
+			Plays   []Play `json:"plays"`
+		}{plays[0].ID, plays})
+		if err != nil {
+			return fmt.Errorf("writing a batch: %w", err)
+		}
+		if _, err := client.Publish(ctx, &paho.Publish{Topic: "d/" + d.credentials.DeviceID + "/up/plays", QoS: 1, Payload: text}); err != nil {
+			return fmt.Errorf("handing in plays: %w", err)
+		}
+		if err := d.journal.Acknowledge(upTo); err != nil {
+			d.says("plays that are acknowledged may be handed in again: %v", err)
+		}
+		signal(d.handed)
+	}
+}
+
+// received takes what the server sent. Channels that it does not know are for newer
+// players.
+func (d *Display) received(topic string, payload []byte) {
+	down := "d/" + d.credentials.DeviceID + "/down/"
+	switch topic {
+	case down + "playlist":
+		p, err := parsePlaylist(payload, d.credentials.DeviceID)
+		if err != nil {
+			d.says("a playlist is not used: %v", err)
+			return
+		}
+		d.want(p)
+	case down + "plays":
+		var receipt struct {
+			Rejected   int64 `json:"rejected"`
+			Rejections []struct {
+				ID     string `json:"id"`
+				Reason string `json:"reason"`
+			} `json:"rejections"`
+		}
+		if err := json.Unmarshal(payload, &receipt); err != nil {
+			d.says("the answer to a batch is not understood: %v", err)
+			return
+		}
+		d.update(func(s *Status) { s.Rejected += receipt.Rejected })
+		if len(receipt.Rejections) > 0 {
+			first := receipt.Rejections[0]
+			d.says("%d plays are set aside by the server, the first, %.64q, as %.64q", receipt.Rejected, first.ID, first.Reason)
+		}
+	}
+}
+
+// hurried is a connection whose writes end in time: the library's would not.
+type hurried struct{ net.Conn }
+
+func (h *hurried) Write(b []byte) (int, error) {
+	if err := h.SetWriteDeadline(time.Now().Add(connectWithin)); err != nil {
+		return 0, err
+	}
+	return h.Conn.Write(b)
+}

@@ -1,0 +1,341 @@
+// Package player plays the playlists of displays: it keeps what it needs on disk, and
+// hands in each play once the network is there.
+package player
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Observer is told what displays do; its methods are called from several goroutines.
+type Observer interface {
+	// Shows is called when a display begins to show another item; nil is none.
+	Shows(d *Display, item *Item)
+	// Played is called when a play was written down.
+	Played(d *Display, play Play)
+	// Says is called with what a person should know: that something does not work,
+	// or works again.
+	Says(d *Display, text string)
+}
+
+// Config is what a player needs.
+type Config struct {
+	// Dir is the folder of all that is kept; one process uses it at a time.
+	Dir string
+	// Servers are addresses to connect to, host:port.
+	Servers  []string
+	Devices  []Credentials
+	Observer Observer
+	// Wall is the clock that plays are dated by. It may jump, and not be set.
+	Wall func() time.Time
+	// JournalLimit is how many bytes of unsent plays a device keeps.
+	JournalLimit int64
+	// Spread is the time over which the displays begin to connect.
+	Spread time.Duration
+}
+
+// DefaultJournalLimit has room for some two months of plays of ten seconds.
+const DefaultJournalLimit = 64 << 20
+
+// Player plays displays.
+type Player struct {
+	displays []*Display
+	syncer   *syncer
+}
+
+// New opens what is kept of each device. Run must be called after it.
+func New(cfg Config) (*Player, error) {
+	media, err := NewMedia(filepath.Join(cfg.Dir, "media"))
+	if err != nil {
+		return nil, err
+	}
+	p := &Player{}
+	p.syncer = newSyncer(func(j *Journal, err error) {
+		for _, d := range p.displays {
+			if d.journal == j {
+				d.says("plays may be lost in a power cut: %v", err)
+			}
+		}
+	})
+	for _, c := range cfg.Devices {
+		d, err := newDisplay(cfg, c, media, p.syncer)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", c.DeviceID, err), p.close())
+		}
+		p.displays = append(p.displays, d)
+	}
+	return p, nil
+}
+
+// Displays are those that it plays.
+func (p *Player) Displays() []*Display { return p.displays }
+
+// Run plays until ctx ends, and then hands in what it can within a second. Errors:
+// ErrRefused, of a player with one display that has nothing to play.
+func (p *Player) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if len(p.displays) == 1 {
+		p.displays[0].nothing = cancel
+	}
+	flushing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	flushed := make(chan struct{})
+	go func() {
+		defer close(flushed)
+		p.syncer.run(flushing)
+	}()
+	var all sync.WaitGroup
+	for _, d := range p.displays {
+		all.Go(func() { d.run(ctx) })
+	}
+	all.Wait()
+	stop()
+	<-flushed
+	err := p.close()
+	if cause := context.Cause(ctx); errors.Is(cause, ErrRefused) {
+		return cause
+	}
+	return err
+}
+
+func (p *Player) close() error {
+	var problems []error
+	for _, d := range p.displays {
+		problems = append(problems, d.journal.Close())
+	}
+	return errors.Join(problems...)
+}
+
+// Connection is how a display is connected.
+type Connection string
+
+// How a display is connected.
+const (
+	Connecting Connection = "connecting"
+	Connected  Connection = "connected"
+	// Offline: it will try again soon.
+	Offline Connection = "offline"
+	// Refused: its credentials are not good any more.
+	Refused Connection = "refused"
+	// Replaced: another player has its credentials, and the connection.
+	Replaced Connection = "replaced"
+)
+
+// Status is what a display does at a moment.
+type Status struct {
+	Connection Connection
+	// Playlist is the version that is played; 0 is none.
+	Playlist int64
+	// Item is what is shown, until Until; nil is nothing.
+	Item  *Item
+	Until time.Time
+	// Plays were written down since the start, Unsent of all are not acknowledged,
+	// and Held wait for the clock or the disk.
+	Plays, Unsent, Held int64
+	// Dropped plays were lost: for their age, or for want of room.
+	Dropped int64
+	// Rejected plays were set aside by the server.
+	Rejected int64
+}
+
+// Display is one device.
+type Display struct {
+	credentials  Credentials
+	playlistPath string
+	servers      []string
+	spread       time.Duration
+	observer     Observer
+	wall         func() time.Time
+	media        *Media
+	journal      *Journal
+	syncer       *syncer
+	kept         int64           // version of the playlist on disk; of take alone
+	nothing      func(why error) // is told that it has nothing to play, and will not get it
+
+	changed chan struct{} // the playlist was replaced
+	arrived chan struct{} // wanted was replaced
+	written chan struct{} // there are plays to hand in
+	handed  chan struct{} // a batch was acknowledged
+
+	mu       sync.Mutex
+	playlist Playlist // what is played
+	wanted   Playlist // the newest that was received
+	status   Status
+}
+
+func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Display, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cfg.Dir, c.DeviceID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making its folder: %w", err)
+	}
+	d := &Display{
+		credentials: c, playlistPath: filepath.Join(dir, "playlist.json"), servers: cfg.Servers, spread: cfg.Spread,
+		observer: cfg.Observer, wall: cfg.Wall, media: media, syncer: syncer,
+		changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1), written: make(chan struct{}, 1), handed: make(chan struct{}, 1),
+		status: Status{Connection: Connecting}, nothing: func(error) {},
+	}
+	kept, err := readPlaylist(d.playlistPath, c.DeviceID)
+	if err != nil {
+		// The newest comes with the connection.
+		d.says("the playlist that was kept is not used: %v", err)
+	}
+	d.kept = kept.Version
+	media.Use(c.DeviceID, kept.Items...)
+	d.want(kept)
+	journal, cut, err := OpenJournal(filepath.Join(dir, "plays"), cfg.JournalLimit)
+	if err != nil {
+		return nil, err
+	}
+	if cut > 0 {
+		d.says("the last %d bytes of the journal were no whole record, and are cut off", cut)
+	}
+	d.journal = journal
+	signal(d.written)
+	return d, nil
+}
+
+// DeviceID is the device's.
+func (d *Display) DeviceID() string { return d.credentials.DeviceID }
+
+// Status is what it does now.
+func (d *Display) Status() Status {
+	unsent := d.journal.Unsent()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.status.Unsent, d.status.Playlist = unsent, d.playlist.Version
+	return d.status
+}
+
+func (d *Display) update(change func(s *Status)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.status)
+}
+
+func (d *Display) says(format string, args ...any) {
+	d.observer.Says(d, fmt.Sprintf(format, args...))
+}
+
+// handInWithin is how long a display hands in plays after it was told to stop.
+const handInWithin = time.Second
+
+func (d *Display) run(ctx context.Context) {
+	linked, unlink := context.WithCancel(context.WithoutCancel(ctx))
+	defer unlink()
+	var all sync.WaitGroup
+	all.Go(func() { d.connect(linked, ctx) })
+	all.Go(func() { d.prepare(ctx) })
+	d.play(ctx)
+	d.handInLast()
+	unlink()
+	all.Wait()
+}
+
+// handInLast waits until all is acknowledged, while that may be soon.
+func (d *Display) handInLast() {
+	enough := time.NewTimer(handInWithin)
+	defer enough.Stop()
+	for d.journal.Unsent() > 0 && d.Status().Connection == Connected {
+		select {
+		case <-d.handed:
+		case <-enough.C:
+			return
+		}
+	}
+}
+
+// want takes a playlist that was received, if it is newer.
+func (d *Display) want(p Playlist) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p.Version > d.wanted.Version {
+		d.wanted = p
+		signal(d.arrived)
+	}
+}
+
+func (d *Display) newest() Playlist {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wanted
+}
+
+// prepare fetches what the newest playlist shows, and then has it played.
+func (d *Display) prepare(ctx context.Context) {
+	for {
+		select {
+		case <-d.arrived:
+		case <-ctx.Done():
+			return
+		}
+		for again := true; again && ctx.Err() == nil; {
+			again = d.prepareNewest(ctx)
+		}
+	}
+}
+
+// prepareNewest returns true when a newer one arrived meanwhile.
+func (d *Display) prepareNewest(ctx context.Context) (again bool) {
+	p := d.newest()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.take(ctx, p)
+	}()
+	select {
+	case <-done:
+	case <-d.arrived:
+		again = true
+	case <-ctx.Done():
+	}
+	cancel()
+	<-done
+	return again
+}
+
+// take has a playlist played when all of it is there.
+func (d *Display) take(ctx context.Context, p Playlist) {
+	d.mu.Lock()
+	before := d.playlist
+	d.mu.Unlock()
+	d.media.Use(d.credentials.DeviceID, slices.Concat(before.Items, p.Items)...)
+	for _, item := range p.Items {
+		if err := d.media.Get(ctx, item, func(err error) {
+			d.says("version %d of the playlist waits: %v", p.Version, err)
+		}); err != nil {
+			return
+		}
+	}
+	d.mu.Lock()
+	d.playlist = p
+	d.mu.Unlock()
+	signal(d.changed)
+	for attempts := 0; d.kept != p.Version; attempts++ {
+		err := p.keep(d.playlistPath)
+		if err == nil {
+			d.kept = p.Version
+			break
+		}
+		d.says("a restart without a network would find the playlist before this one: %v", err)
+		if sleep(ctx, backOff(attempts)) != nil {
+			return
+		}
+	}
+	// What this one shows no more went with the one before.
+	d.media.Use(d.credentials.DeviceID, p.Items...)
+	if err := d.media.Tidy(); err != nil {
+		d.says("the disk may fill up: %v", err)
+	}
+}
