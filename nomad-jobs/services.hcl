@@ -8,6 +8,7 @@
 #                          in its Nomad variable, field database_password.
 #   secrets  = ["FIELD"]   256 random bits in base64 for each, made once and kept
 #                          in the Nomad variable nomad/jobs/NAME.
+#   local    = true        only on this machine's cluster, not on machines.
 
 service "account" {
   database = true
@@ -16,6 +17,8 @@ service "account" {
 
 service "gateway" {}
 
+# On machines no display would reach it before the gateway has a port for them.
 service "device" {
   database = true
+  local    = true
 }

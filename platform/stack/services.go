@@ -25,6 +25,7 @@ type (
 		Name     string    `hcl:"name,label"`
 		Database bool      `hcl:"database,optional"`
 		Secrets  []string  `hcl:"secrets,optional"`
+		Local    bool      `hcl:"local,optional"`
 		Range    hcl.Range `hcl:",def_range"`
 	}
 )
@@ -108,7 +109,7 @@ func (s services) check(root string) error {
 func (b serviceBlock) services() []Service {
 	service := Service{
 		Name: b.Name, File: "nomad-jobs/" + b.Name + ".nomad.hcl",
-		Binaries: map[string]string{strings.ReplaceAll(b.Name, "-", "_") + "_binary": b.Name + "d"},
+		Binaries: map[string]string{strings.ReplaceAll(b.Name, "-", "_") + "_binary": b.Name + "d"}, Local: b.Local,
 	}
 	for _, field := range b.Secrets {
 		service.Secrets = append(service.Secrets, Secret{Field: field, Generate: randomKey})
@@ -121,7 +122,7 @@ func (b serviceBlock) services() []Service {
 		Binaries:  map[string]string{"postgres_binary": "postgresd", "proxy_binary": "meshproxyd"},
 		Variables: map[string]string{"name": b.Name + "-db"},
 		Secrets:   []Secret{{Field: "password", Generate: randomPassword}},
-		KeepsData: true,
+		KeepsData: true, Local: b.Local,
 	}
 	service.Secrets = append([]Secret{{Field: passwordField, CopyOf: database.Name, CopyField: "password"}}, service.Secrets...)
 	return []Service{database, service}

@@ -36,6 +36,19 @@ func TestReadServices(t *testing.T) {
 	require.True(t, found["account-db"].KeepsData)
 	require.Equal(t, map[string]string{"account_binary": "accountd"}, found["account"].Binaries)
 	require.Len(t, found["account"].Secrets, 2)
+	require.True(t, found["device"].Local)
+	require.True(t, found["device-db"].Local)
+	require.False(t, found["account-db"].Local)
+
+	names := func(target stack.Target) (names []string) {
+		s, err := stack.Open(stack.Config{Root: root, Target: target, Services: services})
+		require.NoError(t, err)
+		for _, service := range s.Services() {
+			names = append(names, service.Name)
+		}
+		return names
+	}
+	require.Equal(t, []string{"account-db", "account", "gateway"}, names(stack.OnMachines(stack.Machines{Name: "far"})))
 }
 
 func TestReadServicesErrors(t *testing.T) {

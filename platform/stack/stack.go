@@ -44,6 +44,8 @@ type Service struct {
 	// KeepsData says that it is a database: once it ran it never again starts on
 	// an empty volume.
 	KeepsData bool
+	// Local says that it runs on this machine's cluster alone.
+	Local bool
 }
 
 // Config says which platform is meant.
@@ -55,7 +57,8 @@ type Config struct {
 	// Cluster is the cluster on this machine when Target is nil. Its Progress is
 	// set by Open.
 	Cluster cluster.Config
-	// Services are the jobs; those of nomad-jobs/services.hcl when nil.
+	// Services are the jobs; those of nomad-jobs/services.hcl when nil. Machines
+	// run none that is Local.
 	Services []Service
 	// EdgesFiles are read together; nomad-jobs/edges.hcl when nil.
 	EdgesFiles []string
@@ -91,6 +94,7 @@ func Open(cfg Config) (*Stack, error) {
 	}
 	s := &Stack{cfg: cfg, target: cfg.Target}
 	if s.target != nil {
+		s.cfg.Services = slices.DeleteFunc(slices.Clone(cfg.Services), func(service Service) bool { return service.Local })
 		return s, nil
 	}
 	s.cfg.Cluster.Progress = func(line string) { s.say("%s", line) }
