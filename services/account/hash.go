@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -52,11 +53,11 @@ type Hasher struct {
 	params  HashParams
 	random  io.Reader
 	turns   chan struct{}
-	queue   int64
+	queue   float64
 	waiting atomic.Int64
-	// taken is how long a turn takes of late: a moving average, in nanoseconds.
-	taken  atomic.Int64
-	nobody string // hash of a password that nobody has
+	taken   average // how long a turn takes, in seconds
+	busy    average // the share of callers that find no turn free
+	nobody  string  // hash of a password that nobody has
 }
 
 // NewHasher makes a hasher that lets concurrency callers work at once and queue
@@ -68,7 +69,7 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 	if concurrency < 1 || queue < 0 {
 		return nil, fmt.Errorf("password hashing with %d at once and %d waiting: want at least 1 and 0", concurrency, queue)
 	}
-	h := &Hasher{params: params, random: random, turns: make(chan struct{}, concurrency), queue: int64(queue)}
+	h := &Hasher{params: params, random: random, turns: make(chan struct{}, concurrency), queue: float64(queue)}
 	password := make([]byte, 32)
 	if _, err := io.ReadFull(random, password); err != nil {
 		return nil, fmt.Errorf("reading random bytes: %w", err)
@@ -79,12 +80,15 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 }
 
 const (
-	// goodWait is how long callers may have to wait for their turn; those whose
-	// wait would be longer are told at once, so that log-ins that are let in stay
-	// about as fast as ever, however many are tried.
-	goodWait = 300 * time.Millisecond
+	// goodWait is how long callers may have to wait for their turn when many come
+	// at once; those whose wait would be longer are told so.
+	goodWait = 150 * time.Millisecond
 	// fewWait for each turn at once are let in whatever their wait.
-	fewWait = 4
+	fewWait = 2
+	// overloaded is the share of callers that find no turn free, of late, above
+	// which it is no burst that would pass: only one for each turn at once waits
+	// then, so that who is let in is served about as fast as ever.
+	overloaded = 0.8
 	// longestWait ends a wait that took longer than was to be expected.
 	longestWait = 2 * time.Second
 )
@@ -96,21 +100,20 @@ func (h *Hasher) Turn(ctx context.Context) (done func(), err error) {
 	take := func() func() {
 		began := time.Now()
 		return func() {
-			const weight = 8
-			before := h.taken.Load()
-			h.taken.Store(before + (int64(time.Since(began))-before)/weight) // a lost update is one of many
+			h.taken.add(time.Since(began).Seconds(), 8)
 			<-h.turns
 		}
 	}
 	select {
 	case h.turns <- struct{}{}:
+		h.busy.add(0, 16)
 		return take(), nil
 	default:
+		h.busy.add(1, 16)
 	}
 	waiting := h.waiting.Add(1)
 	defer h.waiting.Add(-1)
-	atOnce := int64(cap(h.turns))
-	if waiting > h.queue || waiting > fewWait*atOnce && waiting*h.taken.Load()/atOnce > int64(goodWait) {
+	if waiting > h.places() {
 		return nil, ErrOverloaded
 	}
 	timer := time.NewTimer(longestWait)
@@ -123,6 +126,26 @@ func (h *Hasher) Turn(ctx context.Context) (done func(), err error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a turn to hash a password: %w", context.Cause(ctx))
 	}
+}
+
+// places is how many may wait for a turn now.
+func (h *Hasher) places() int64 {
+	atOnce := float64(cap(h.turns))
+	if h.busy.load() > overloaded {
+		return int64(min(h.queue, atOnce))
+	}
+	return int64(min(h.queue, max(fewWait*atOnce, atOnce*goodWait.Seconds()/h.taken.load())))
+}
+
+// average is a moving average. Of two values added at the same moment one may
+// be lost, which is one of many.
+type average struct{ bits atomic.Uint64 }
+
+func (a *average) load() float64 { return math.Float64frombits(a.bits.Load()) }
+
+// add counts value as one of the last so many.
+func (a *average) add(value, of float64) {
+	a.bits.Store(math.Float64bits(a.load() + (value-a.load())/of))
 }
 
 // Hash returns the password's hash in PHC string form, with its parameters.

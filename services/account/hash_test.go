@@ -153,7 +153,7 @@ func TestHasherTurnIsRefusedEarly(t *testing.T) {
 		waiting(t, 40*time.Millisecond)
 		done()
 	}
-	require.InDelta(t, 40*time.Millisecond, h.taken.Load(), float64(20*time.Millisecond))
+	require.InDelta(t, 0.040, h.taken.load(), 0.020)
 
 	done, err := h.Turn(t.Context())
 	require.NoError(t, err)
@@ -175,6 +175,43 @@ func TestHasherTurnIsRefusedEarly(t *testing.T) {
 	cancel()
 	callers.Wait()
 	done()
+}
+
+// One more for each turn waits while nearly nobody finds one free, and as many as
+// ever when that is over.
+func TestHasherTurnUnderOverload(t *testing.T) {
+	h := newHasher(t, cheap(), 2, 100)
+	flood := func() (let int64) {
+		first, err := h.Turn(t.Context())
+		require.NoError(t, err)
+		second, err := h.Turn(t.Context())
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var callers sync.WaitGroup
+		var refused atomic.Int64
+		for range 100 {
+			callers.Go(func() {
+				if _, err := h.Turn(ctx); errors.Is(err, ErrOverloaded) {
+					refused.Add(1)
+				}
+			})
+		}
+		require.Eventually(t, func() bool { return refused.Load()+h.waiting.Load() == 100 }, 5*time.Second, time.Millisecond)
+		cancel()
+		callers.Wait()
+		first()
+		second()
+		return 100 - refused.Load()
+	}
+	require.GreaterOrEqual(t, flood(), int64(2*fewWait), "a burst may wait")
+	require.Equal(t, int64(2), flood(), "it is no burst any more")
+	for range 100 {
+		done, err := h.Turn(t.Context())
+		require.NoError(t, err)
+		done()
+	}
+	require.GreaterOrEqual(t, flood(), int64(2*fewWait), "afterwards a burst may wait again")
 }
 
 // waiting lets time pass, as a hash does.

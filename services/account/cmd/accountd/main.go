@@ -34,7 +34,7 @@ type config struct {
 	PasswordPasses      uint32 `default:"2" help:"Passes of one password hash over its memory."`
 	PasswordThreads     uint8  `default:"1" help:"Threads of one password hash."`
 	PasswordConcurrency int    `help:"Password hashes at once. More make log-ins faster and everything else slower under a flood of them. Default: half the cores, as far as half the memory is enough (NOMAD_MEMORY_LIMIT MiB, else 256), at least 1."`
-	PasswordQueue       int    `help:"Log-ins and sign-ups that may wait for their turn to hash; more are turned away at once. Default: 32 for each hash at once, about a second of waiting."`
+	PasswordQueue       int    `help:"Log-ins and sign-ups that may wait for their turn to hash; more are turned away at once, and fewer when they would wait for long. Default: 32 for each hash at once."`
 
 	LogInNameBurst    int           `default:"10" help:"Wrong passwords that are let through at once for one name by strangers, and apart from them by each known address and device."`
 	LogInNameEvery    time.Duration `default:"30s" help:"After which time one more of them is let through."`
