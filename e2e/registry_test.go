@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/marquee-ads/marquee/e2e/load"
 	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/freeport"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -189,7 +189,9 @@ func startSecondAgent(t *testing.T, ctx context.Context) secondAgent {
 		require.NotNil(t, found, "the cluster's agent has no setting %s", name)
 		return string(found[1])
 	}
-	dir, ports := t.TempDir(), freePorts(t, 2)
+	dir := t.TempDir()
+	ports, err := freeport.Take(2)
+	require.NoError(t, err)
 	agent := secondAgent{address: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), node: "e2e-second"}
 	token := clusterVariable(t, "CONSUL_HTTP_TOKEN")
 	config, err := json.Marshal(map[string]any{
@@ -261,17 +263,4 @@ func clusterVariable(t *testing.T, name string) string {
 	}
 	require.Fail(t, "the cluster has no variable "+name)
 	return ""
-}
-
-// freePorts were free a moment ago, and are different ones.
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer listener.Close()
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }

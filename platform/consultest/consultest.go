@@ -7,19 +7,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/marquee-ads/marquee/platform/freeport"
 )
 
 // ManagementToken is the initial management token of an agent with ACLs.
@@ -83,22 +81,17 @@ func Start(tb testing.TB, opts ...Option) *Agent {
 	}
 	tb.Cleanup(a.cleanup)
 
-	var err error
-	// Between choosing a port and binding it another process may take it.
-	for range 5 {
-		if err = a.choosePorts(); err != nil {
-			tb.Fatalf("consultest: choose ports: %v", err)
-		}
-		if err = a.launch(); err == nil {
-			return a
-		}
-		a.signal(syscall.SIGKILL)
-		if !strings.Contains(a.log(), "address already in use") {
-			break
-		}
+	chosen, err := freeport.Take(4)
+	if err != nil {
+		tb.Fatalf("consultest: %v", err)
 	}
-	tb.Fatalf("consultest: start consul: %v", err)
-	return nil
+	a.ports = ports{http: chosen[0], grpc: chosen[1], server: chosen[2], serf: chosen[3]}
+	a.Address = fmt.Sprintf("127.0.0.1:%d", a.ports.http)
+	a.GRPCAddress = fmt.Sprintf("127.0.0.1:%d", a.ports.grpc)
+	if err := a.launch(); err != nil {
+		tb.Fatalf("consultest: start consul: %v", err)
+	}
+	return a
 }
 
 // Kill ends the agent at once with SIGKILL, as a crash would, and returns when
@@ -259,40 +252,6 @@ func (a *Agent) writeConfig() (string, error) {
 		return "", fmt.Errorf("write the agent's configuration: %w", err)
 	}
 	return path, nil
-}
-
-// choosePorts takes ports above the ones the kernel gives to outgoing
-// connections, so that a restarted agent finds its ports free.
-func (a *Agent) choosePorts() error {
-	var chosen []int
-	for range 1000 {
-		port := 61000 + rand.IntN(4500)
-		if slices.Contains(chosen, port) || !free(port) {
-			continue
-		}
-		chosen = append(chosen, port)
-		if len(chosen) == 4 {
-			a.ports = ports{http: chosen[0], grpc: chosen[1], server: chosen[2], serf: chosen[3]}
-			a.Address = fmt.Sprintf("127.0.0.1:%d", a.ports.http)
-			a.GRPCAddress = fmt.Sprintf("127.0.0.1:%d", a.ports.grpc)
-			return nil
-		}
-	}
-	return errors.New("no free ports between 61000 and 65500 on 127.0.0.1")
-}
-
-func free(port int) bool {
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	tcp, err := net.Listen("tcp", address)
-	if err != nil {
-		return false
-	}
-	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", address)
-	if err != nil {
-		return false
-	}
-	return udp.Close() == nil
 }
 
 func (a *Agent) running() bool {

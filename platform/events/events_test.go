@@ -766,6 +766,7 @@ func TestThreeServers(t *testing.T) {
 		t.Cleanup(bus.Close)
 		return bus
 	}
+	asking := open()
 	b.run(NewRelay(b.publisher, open(), b.stream).Run)
 	c, err := NewConsumer(b.consumer, open(), ConsumerConfig{Stream: "ORDER", Name: "device", Subjects: []string{"booking.>"}, Handle: record})
 	require.NoError(t, err)
@@ -776,9 +777,33 @@ func TestThreeServers(t *testing.T) {
 		b.appendN(100, 5)
 		b.complete()
 		s.Restart()
+		// A server that was killed may have lost the end of a log; NATS chooses no
+		// leader with its vote until it has what the others know.
+		require.Eventually(t, func() bool { return replicated(t.Context(), asking) }, patience, 100*time.Millisecond, "the server does not catch up")
 	}
 	b.appendN(100, 5)
 	b.complete()
+}
+
+// replicated says whether every server has all of the stream and its consumer.
+func replicated(ctx context.Context, bus *Bus) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	stream, err := bus.js.Stream(ctx, "ORDER")
+	if err != nil {
+		return false
+	}
+	consumer, err := stream.Consumer(ctx, "device")
+	if err != nil {
+		return false
+	}
+	for _, group := range []*jetstream.ClusterInfo{stream.CachedInfo().Cluster, consumer.CachedInfo().Cluster} {
+		if group == nil || group.Leader == "" || len(group.Replicas) != 2 ||
+			slices.ContainsFunc(group.Replicas, func(p *jetstream.PeerInfo) bool { return !p.Current || p.Offline }) {
+			return false
+		}
+	}
+	return true
 }
 
 // dialAny connects to the next server that is there, as the mesh does.

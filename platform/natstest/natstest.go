@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/marquee-ads/marquee/platform/freeport"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -54,27 +53,18 @@ type Server struct {
 func Start(tb testing.TB, extra ...string) *Server {
 	tb.Helper()
 	binary := find(tb)
-	var err error
-	// Between choosing a port and binding it another process may take it.
-	for range 5 {
-		s := &Server{tb: tb, binary: binary, dir: tb.TempDir()}
-		if err = s.configure(extra); err != nil {
-			break
-		}
-		tb.Cleanup(s.cleanup)
-		if err = s.launch(); err == nil {
-			err = s.waitReady()
-		}
-		if err == nil {
-			return s
-		}
-		s.end(syscall.SIGKILL)
-		if !strings.Contains(s.log(), "address already in use") {
-			break
-		}
+	s := &Server{tb: tb, binary: binary, dir: tb.TempDir()}
+	if err := s.configure(extra); err != nil {
+		tb.Fatalf("natstest: %v", err)
 	}
-	tb.Fatalf("natstest: start nats-server: %v", err)
-	return nil
+	tb.Cleanup(s.cleanup)
+	if err := s.launch(); err != nil {
+		tb.Fatalf("natstest: start nats-server: %v", err)
+	}
+	if err := s.waitReady(); err != nil {
+		tb.Fatalf("natstest: start nats-server: %v", err)
+	}
+	return s
 }
 
 // Cluster runs servers that keep streams on several of them, and returns when
@@ -82,13 +72,13 @@ func Start(tb testing.TB, extra ...string) *Server {
 func Cluster(tb testing.TB, servers int) []*Server {
 	tb.Helper()
 	binary := find(tb)
+	ports, err := freeport.Take(servers)
+	if err != nil {
+		tb.Fatalf("natstest: %v", err)
+	}
 	routes := make([]string, servers)
 	for i := range routes {
-		port, err := freePort()
-		if err != nil {
-			tb.Fatalf("natstest: %v", err)
-		}
-		routes[i] = "127.0.0.1:" + strconv.Itoa(port)
+		routes[i] = "127.0.0.1:" + strconv.Itoa(ports[i])
 	}
 	list := make([]*Server, servers)
 	for i := range list {
@@ -146,11 +136,11 @@ func find(tb testing.TB) string {
 }
 
 func (s *Server) configure(extra []string) error {
-	port, err := freePort()
+	ports, err := freeport.Take(1)
 	if err != nil {
 		return err
 	}
-	s.Address = "127.0.0.1:" + strconv.Itoa(port)
+	s.Address = "127.0.0.1:" + strconv.Itoa(ports[0])
 	lines := append([]string{
 		fmt.Sprintf("listen: %q", s.Address),
 		fmt.Sprintf("jetstream { store_dir: %q, max_memory_store: 64MB, max_file_store: 1GB, sync_interval: always }", filepath.Join(s.dir, "store")),
@@ -159,20 +149,6 @@ func (s *Server) configure(extra []string) error {
 	path := filepath.Join(s.dir, "nats.conf")
 	s.args = []string{"--config", path}
 	return os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600)
-}
-
-// freePort is above those the kernel gives to outgoing connections, so that a
-// restarted server finds its port free.
-func freePort() (int, error) {
-	for range 1000 {
-		port := 61000 + rand.IntN(4500)
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err != nil {
-			continue
-		}
-		return port, l.Close()
-	}
-	return 0, errors.New("no free port between 61000 and 65500 on 127.0.0.1")
 }
 
 func (s *Server) launch() error {

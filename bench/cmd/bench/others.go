@@ -18,7 +18,7 @@ func (b *bench) nginx(_ context.Context, upstream *process) (*row, error) {
 		fmt.Fprintln(os.Stderr, "nginx is not on PATH: its row is left out (apt-get install nginx-light)")
 		return nil, nil //nolint:nilerr // no row is no failure
 	}
-	ports, err := freePorts(1)
+	ports, err := freeAddresses(1)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (b *bench) envoy(ctx context.Context, upstream *process) (*row, error) {
 		fmt.Fprintln(os.Stderr, "envoy is not there: its row is left out:", err)
 		return nil, nil
 	}
-	ports, err := freePorts(1)
+	ports, err := freeAddresses(1)
 	if err != nil {
 		return nil, err
 	}

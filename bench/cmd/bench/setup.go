@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +20,7 @@ import (
 	"github.com/marquee-ads/marquee/bench/yardstick"
 	"github.com/marquee-ads/marquee/platform/cluster"
 	"github.com/marquee-ads/marquee/platform/edges"
+	"github.com/marquee-ads/marquee/platform/freeport"
 	"github.com/marquee-ads/marquee/platform/release"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
 )
@@ -100,7 +101,7 @@ func (b *bench) setUp(ctx context.Context) error {
 	for _, v := range b.cluster.Env() {
 		b.env = append(b.env, v.Name+"="+v.Value)
 	}
-	ports, err := freePorts(2)
+	ports, err := freeAddresses(2)
 	if err != nil {
 		return err
 	}
@@ -132,7 +133,7 @@ func (b *bench) echoRows(ctx context.Context) ([]*row, error) {
 	}
 	// The same service with all its interceptors, once in plaintext and once in
 	// the mesh: what is between the two is the mesh.
-	ports, err := freePorts(1)
+	ports, err := freeAddresses(1)
 	if err != nil {
 		return nil, err
 	}
@@ -241,16 +242,12 @@ func (b *bench) restCall(address string) func(context.Context) error {
 	}
 }
 
-// freePorts are n loopback addresses that nobody listens on.
-func freePorts(n int) ([]string, error) {
-	var addresses []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
-		if err != nil {
-			return nil, errors.Join(errors.New("find a free port"), err)
-		}
-		defer l.Close()
-		addresses = append(addresses, l.Addr().String())
+// freeAddresses are n loopback addresses that nobody listens on.
+func freeAddresses(n int) ([]string, error) {
+	ports, err := freeport.Take(n)
+	addresses := make([]string, len(ports))
+	for i, port := range ports {
+		addresses[i] = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
-	return addresses, nil
+	return addresses, err
 }
