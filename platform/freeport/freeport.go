@@ -39,7 +39,7 @@ func Take(n int) ([]int, error) {
 		if _, ours := claims[port]; ours || !free(port) {
 			continue
 		}
-		claim, err := net.Listen("tcp", net.JoinHostPort(claimed, strconv.Itoa(port)))
+		claim, err := net.Listen("tcp", net.JoinHostPort(claimed, strconv.Itoa(port))) //nolint:noctx // returns at once
 		if err != nil && claimable() {
 			continue
 		}
@@ -51,12 +51,12 @@ func Take(n int) ([]int, error) {
 
 func free(port int) bool {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	tcp, err := net.Listen("tcp", address)
+	tcp, err := net.Listen("tcp", address) //nolint:noctx // returns at once
 	if err != nil {
 		return false
 	}
 	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", address)
+	udp, err := net.ListenPacket("udp", address) //nolint:noctx // returns at once
 	if err != nil {
 		return false
 	}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -139,10 +139,10 @@ type instances struct {
 
 // placement is where one service is now.
 type placement struct {
-	next atomic.Uint64
-
 	mu      sync.Mutex
+	next    int
 	list    []discovery.Instance
+	open    map[string]int // connections of ours, by the instance's id
 	err     error
 	changed chan struct{} // closed at the next update
 }
@@ -176,7 +176,7 @@ func (in *instances) of(service string) (*placement, error) {
 	if err := in.ctx.Err(); err != nil {
 		return nil, errors.New("the mesh is closed")
 	}
-	p := &placement{changed: make(chan struct{})}
+	p := &placement{open: make(map[string]int), changed: make(chan struct{})}
 	in.services[service] = p
 	query := in.query
 	query.Service = service
@@ -195,17 +195,60 @@ func (p *placement) update(list []discovery.Instance, err error) {
 	p.changed = make(chan struct{})
 }
 
-func (p *placement) now() ([]discovery.Instance, <-chan struct{}, error) {
+// order is the instances in the order in which to try them: those with the fewest
+// of our connections first, each call beginning with another among equals.
+// Connections may last for weeks: an instance that was away gets its share back.
+func (p *placement) order() ([]discovery.Instance, <-chan struct{}, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.list, p.changed, p.err
+	if len(p.list) == 0 {
+		return p.list, p.changed, p.err
+	}
+	p.next = (p.next + 1) % len(p.list)
+	list := slices.Concat(p.list[p.next:], p.list[:p.next])
+	slices.SortStableFunc(list, func(a, b discovery.Instance) int { return p.open[a.ID] - p.open[b.ID] })
+	return list, p.changed, p.err
 }
 
-// dial connects to one instance, each call beginning with the next one, and
-// goes round them until one answers or ctx ends: a service that is just
+// count counts a connection to an instance, until it is closed.
+func (p *placement) count(id string, conn net.Conn) net.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open[id]++
+	return &countedConn{Conn: conn, leave: sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.open[id]--; p.open[id] == 0 {
+			delete(p.open, id)
+		}
+	})}
+}
+
+type countedConn struct {
+	net.Conn
+	leave func()
+}
+
+// Close closes the connection and counts it out.
+func (c *countedConn) Close() error {
+	c.leave()
+	return c.Conn.Close()
+}
+
+// CloseWrite says that nothing more will be sent.
+func (c *countedConn) CloseWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
+}
+
+// dial connects to the instance with the fewest of our connections, and goes on
+// to the others until one answers or ctx ends: a service that is just
 // restarting, or not there yet, costs its callers time and no error. Without a
-// deadline in ctx it gives up after dialLimit.
-func (in *instances) dial(ctx context.Context, service string, connect func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
+// deadline in ctx it gives up after dialLimit. An empty port is the announced one.
+func (in *instances) dial(ctx context.Context, service, port string, connect func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
 	p, err := in.of(service)
 	if err != nil {
 		return nil, unreachable(service, err)
@@ -214,21 +257,27 @@ func (in *instances) dial(ctx context.Context, service string, connect func(ctx 
 	defer cancel()
 	last := errors.New("discovery has not answered yet")
 	for round := 1; ; round++ {
-		list, changed, listErr := p.now()
+		list, changed, listErr := p.order()
 		switch {
 		case listErr != nil:
 			last = listErr
 		case list != nil && len(list) == 0:
 			last = errors.New("there is no healthy instance")
 		}
-		first := p.next.Add(1) - 1
-		for i := range list {
-			instance := list[(first+uint64(i))%uint64(len(list))]
-			conn, err := attempt(ctx, instance.Address, connect)
-			if err == nil {
-				return conn, nil
+		for _, instance := range list {
+			address := instance.Address
+			if port != "" {
+				address = instance.Meta[port]
 			}
-			last = fmt.Errorf("connect to %s: %w", instance.Address, err)
+			if address == "" {
+				last = fmt.Errorf("instance %s has registered no port %q", instance.ID, port)
+				continue
+			}
+			conn, err := attempt(ctx, address, connect)
+			if err == nil {
+				return p.count(instance.ID, conn), nil
+			}
+			last = fmt.Errorf("connect to %s: %w", address, err)
 		}
 		if !waitOr(ctx, changed, pauseAfter(round)) {
 			return nil, unreachable(service, fmt.Errorf("%w; the last failure was: %w", context.Cause(ctx), last))

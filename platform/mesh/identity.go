@@ -79,8 +79,11 @@ func PeerFromAuthInfo(info credentials.AuthInfo) (Identity, bool) {
 }
 
 // PeerFromConn is the identity of the other end of a connection that Listener
-// accepted or DialContext opened; absent unless a native mesh made it.
+// accepted, or DialContext or DialPort opened; absent unless a native mesh made it.
 func PeerFromConn(conn net.Conn) (Identity, bool) {
+	if counted, ok := conn.(*countedConn); ok {
+		conn = counted.Conn
+	}
 	c, ok := conn.(*peerConn)
 	if !ok {
 		return Identity{}, false

@@ -33,10 +33,16 @@ type Mesh interface {
 	NewClient(service string, opts ...grpc.DialOption) (*grpc.ClientConn, error)
 
 	// DialContext opens one plain byte connection to an instance of a service,
-	// for protocols that are not gRPC (Postgres). While no instance can be
+	// for protocols that are not gRPC (Postgres): to the one with the fewest of
+	// them from here. The connection has CloseWrite. While no instance can be
 	// reached it keeps trying, until ctx ends (10 s when it has no deadline);
 	// the error is then UNAVAILABLE (MESH_UNREACHABLE).
 	DialContext(ctx context.Context, service string) (net.Conn, error)
+
+	// DialPort is DialContext to a further port of the instances: the one whose
+	// address they registered under this name (discovery.Instance.Meta), on which
+	// they have a Listener. It is not for sidecars, which know one port.
+	DialPort(ctx context.Context, service, port string) (net.Conn, error)
 
 	// Listener secures a plain TCP listener: Accept returns connections whose
 	// peer is authenticated and allowed, and closes them when it no longer is.

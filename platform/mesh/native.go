@@ -274,7 +274,11 @@ func (n *native) NewClient(service string, opts ...grpc.DialOption) (*grpc.Clien
 }
 
 func (n *native) DialContext(ctx context.Context, service string) (net.Conn, error) {
-	return n.targets.dial(ctx, service, func(ctx context.Context, address string) (net.Conn, error) {
+	return n.DialPort(ctx, service, "")
+}
+
+func (n *native) DialPort(ctx context.Context, service, port string) (net.Conn, error) {
+	return n.targets.dial(ctx, service, port, func(ctx context.Context, address string) (net.Conn, error) {
 		return n.connect(ctx, service, address)
 	})
 }

@@ -41,7 +41,10 @@ func Sidecar(cfg SidecarConfig) (Mesh, error) {
 		address, err := upstream(service)
 		return "passthrough:///" + address, nil, err
 	}
-	l.dial = func(ctx context.Context, service string) (net.Conn, error) {
+	l.dial = func(ctx context.Context, service, port string) (net.Conn, error) {
+		if port != "" {
+			return nil, unreachable(service, fmt.Errorf("its port %q is not one that a sidecar leads to", port))
+		}
 		address, err := upstream(service)
 		if err != nil {
 			return nil, unreachable(service, err)

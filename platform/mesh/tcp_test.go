@@ -199,6 +199,18 @@ func TestTCP(t *testing.T) {
 		where.set("account-db", m.address)
 	})
 
+	t.Run("Port", func(t *testing.T) {
+		where.set("account-db", m.address)
+		intend(t, consul, "account-db", source("account", allow))
+		comes(t)
+		conn, err := account.DialPort(deadline(t, 5*time.Second), "account-db", "players")
+		require.NoError(t, err)
+		defer conn.Close()
+		require.NoError(t, exchange(conn))
+		_, err = account.DialPort(deadline(t, 100*time.Millisecond), "account-db", "doors")
+		require.ErrorContains(t, err, `has registered no port "doors"`)
+	})
+
 	t.Run("WaitsForTheFirstInstance", func(t *testing.T) {
 		where.set("account-db")
 		intend(t, consul, "account-db", source("account", allow))

@@ -20,6 +20,7 @@ import (
 	"github.com/marquee-ads/marquee/services/gateway/catalog"
 	"github.com/marquee-ads/marquee/services/gateway/connections"
 	"github.com/marquee-ads/marquee/services/gateway/deadline"
+	"github.com/marquee-ads/marquee/services/gateway/devices"
 	"github.com/marquee-ads/marquee/services/gateway/overload"
 	"github.com/marquee-ads/marquee/services/gateway/proxy"
 	"github.com/marquee-ads/marquee/services/gateway/rest"
@@ -31,6 +32,9 @@ type Config struct {
 	HTTPListen string `default:"127.0.0.1:0" name:"http-listen" help:"Address of the door for REST/JSON (HTTP/1.1 and HTTP/2)."`
 	GRPCListen string `default:"127.0.0.1:0" name:"grpc-listen" help:"Address of the door for native gRPC."`
 
+	DeviceListen  string `default:"" name:"device-listen" help:"Address of the door for displays, whose bytes are passed on to the device service as they are; displays get TLS there. Empty: there is no such door."`
+	DeviceService string `default:"device" help:"Consul service that displays are passed on to, at the port that its instances register as players."`
+
 	TLSCertFile string `type:"path" name:"tls-cert-file" help:"Certificate chain (PEM) of both doors. Empty: plaintext, behind a load balancer that has it."`
 	TLSKeyFile  string `type:"path" name:"tls-key-file" help:"Private key (PEM) that belongs to the certificate."`
 	BehindTLS   bool   `name:"behind-tls" help:"Production: a load balancer in front ends TLS, so that the doors may be plaintext outside loopback."`
@@ -40,6 +44,8 @@ type Config struct {
 
 	MaxConnections           int `default:"10000" help:"Connections that clients may have open, at both doors together; more are refused. Each takes a file descriptor and 20 to 40 KiB. Twice as many calls may wait for their requests to arrive. 0: as many as the limit of open files allows."`
 	MaxConnectionsPerAddress int `default:"1000" help:"Of these, connections from one address (for IPv6, one /64). Not applied with --behind-tls, where all come from the load balancer; behind one that passes TCP on, set it to 0, no limit."`
+
+	MaxDevices int `default:"10000" help:"Displays that may be connected at the door for them; more are refused. Each takes two file descriptors and about 40 KiB. --max-connections-per-address holds for them, too."`
 
 	MaxBodyBytes    int64 `default:"1048576" help:"Largest body of a REST request, in bytes."`
 	MaxMessageBytes int   `default:"4194304" help:"Largest gRPC message in either direction, in bytes."`
@@ -61,13 +67,16 @@ func (c Config) Validate() error {
 			wrong(a.flag, "%q is not an address; use host:port, for example 127.0.0.1:8080", a.address)
 		}
 	}
+	if _, _, err := net.SplitHostPort(c.DeviceListen); err != nil && c.DeviceListen != "" {
+		wrong("device-listen", "%q is not an address; use host:port, for example 127.0.0.1:1883, or nothing", c.DeviceListen)
+	}
 	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
 		wrong("tls-cert-file", "certificate and key belong together; set --tls-cert-file and --tls-key-file, or neither")
 	}
 	for _, n := range []struct {
 		flag  string
 		value int
-	}{{"max-connections", c.MaxConnections}, {"max-connections-per-address", c.MaxConnectionsPerAddress}} {
+	}{{"max-connections", c.MaxConnections}, {"max-connections-per-address", c.MaxConnectionsPerAddress}, {"max-devices", c.MaxDevices}} {
 		if n.value < 0 {
 			wrong(n.flag, "%d is not a number of connections; use 0 for no limit", n.value)
 		}
@@ -117,8 +126,10 @@ func (c Config) limits() deadline.Limits {
 
 // Surroundings are what the gateway needs of the process it runs in.
 type Surroundings struct {
-	Registry       catalog.Registry
-	Dial           backend.Dial
+	Registry catalog.Registry
+	Dial     backend.Dial
+	// DialPort opens connections of bytes; mesh.Mesh.DialPort is one.
+	DialPort       func(ctx context.Context, service, port string) (net.Conn, error)
 	EnvironmentTag string
 	// Plaintext says that Dial reaches instances that speak no mesh TLS.
 	Plaintext bool
@@ -132,7 +143,8 @@ type Surroundings struct {
 	Failed func(error)
 }
 
-// Gateway is the catalog and the two doors to what is in it.
+// Gateway is the catalog with the two doors to what is in it, and the door for
+// displays.
 type Gateway struct {
 	Catalog *catalog.Catalog
 
@@ -141,8 +153,9 @@ type Gateway struct {
 	connections *connections.Limit
 	grpc        *proxy.Door
 	http        *rest.Door
+	devices     *devices.Door // nil without an address for it
 
-	httpListener, grpcListener net.Listener
+	httpListener, grpcListener, deviceListener net.Listener
 }
 
 // New puts the gateway together. Nothing runs yet: the process runs Catalog.Run
@@ -165,6 +178,12 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	var displays *devices.Door
+	if cfg.DeviceListen != "" {
+		if displays, err = deviceDoor(cfg, around); err != nil {
+			return nil, err
+		}
+	}
 	services := catalog.New(catalog.Options{
 		Registry:       around.Registry,
 		Dial:           around.Dial,
@@ -178,6 +197,7 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 		cfg:         cfg,
 		failed:      around.Failed,
 		connections: limit,
+		devices:     displays,
 		grpc: proxy.New(proxy.Options{
 			Catalog: services, Stages: chain, Limits: cfg.limits(),
 			MaxMessage: cfg.MaxMessageBytes, ServedBy: cfg.ServedBy, TLS: security,
@@ -204,7 +224,26 @@ func connectionLimit(cfg Config, around Surroundings) (*connections.Limit, error
 	if cfg.BehindTLS {
 		perAddress = 0
 	}
-	return connections.New(total, perAddress, around.Metrics)
+	return connections.New("marquee_gateway_connections", "max-connections", total, perAddress, around.Metrics)
+}
+
+// deviceDoor may take half of the files that the process may have open: a display
+// takes two.
+func deviceDoor(cfg Config, around Surroundings) (*devices.Door, error) {
+	total := cfg.MaxDevices
+	if files, known := connections.Files(); known && (total == 0 || total > files/4) {
+		if total > 0 {
+			around.Log.Warn("fewer displays than --max-devices are let in: raise the limit of open files", "displays", files/4)
+		}
+		total = files / 4
+	}
+	limit, err := connections.New("marquee_gateway_devices", "max-devices", total, cfg.MaxConnectionsPerAddress, around.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	return devices.New(limit, func(ctx context.Context) (net.Conn, error) {
+		return around.DialPort(ctx, cfg.DeviceService, "players")
+	}, around.Log.Named("devices")), nil
 }
 
 // Open opens both doors. The context bounds the opening, not what follows.
@@ -216,6 +255,12 @@ func (g *Gateway) Open(ctx context.Context) error {
 	}
 	if g.grpcListener, err = listen.Listen(ctx, "tcp", g.cfg.GRPCListen); err != nil {
 		return errors.Join(fmt.Errorf("--grpc-listen: %w", err), g.httpListener.Close())
+	}
+	if g.devices != nil {
+		if g.deviceListener, err = listen.Listen(ctx, "tcp", g.cfg.DeviceListen); err != nil {
+			return errors.Join(fmt.Errorf("--device-listen: %w", err), g.httpListener.Close(), g.grpcListener.Close())
+		}
+		g.devices.Serve(g.deviceListener, g.failed)
 	}
 	goodbye, err := g.goodbye()
 	if err != nil {
@@ -245,6 +290,14 @@ func (g *Gateway) HTTPAddr() net.Addr { return g.httpListener.Addr() }
 // GRPCAddr is where the door for native gRPC is, once open.
 func (g *Gateway) GRPCAddr() net.Addr { return g.grpcListener.Addr() }
 
+// DeviceAddr is where the door for displays is, once open; nil without one.
+func (g *Gateway) DeviceAddr() net.Addr {
+	if g.deviceListener == nil {
+		return nil
+	}
+	return g.deviceListener.Addr()
+}
+
 // Ready returns nil once the catalog is in sync; see catalog.Synced.
 func (g *Gateway) Ready(ctx context.Context) error {
 	select {
@@ -260,18 +313,26 @@ func (g *Gateway) Ready(ctx context.Context) error {
 	}
 }
 
-// Drain has clients told that this gateway is leaving; both doors still serve.
+// Drain has clients told that this gateway is leaving; the doors still serve.
 func (g *Gateway) Drain() {
 	g.http.Drain()
 	g.grpc.Drain()
 }
 
-// Close closes both doors at once and waits for the calls in flight, at the
-// longest until ctx ends.
+// Close closes the doors at once and waits for the calls in flight, at the
+// longest until ctx ends. Displays are sent away meanwhile.
 func (g *Gateway) Close(ctx context.Context) error {
 	closed := make(chan error)
 	go func() { closed <- g.grpc.Stop(ctx) }()
-	err := errors.Join(g.http.Stop(ctx), <-closed)
+	left := make(chan error)
+	go func() {
+		if g.devices == nil {
+			left <- nil
+			return
+		}
+		left <- g.devices.Stop(ctx)
+	}()
+	err := errors.Join(g.http.Stop(ctx), <-closed, <-left)
 	g.connections.Wait()
 	return err
 }

@@ -29,20 +29,20 @@ type Limit struct {
 }
 
 // New makes a limit of so many connections at all and from one address; 0 is no
-// limit. IPv6 clients count by their /64, which is what a customer gets. It
-// registers marquee_gateway_connections and
-// marquee_gateway_connections_refused_total{limit}.
-func New(total, perAddress int, registry prometheus.Registerer) (*Limit, error) {
+// limit. IPv6 clients count by their /64, which is what a customer gets. metric is
+// the name of the gauge that it registers, beside metric_refused_total{limit}, and
+// flag what sets the total.
+func New(metric, flag string, total, perAddress int, registry prometheus.Registerer) (*Limit, error) {
 	l := &Limit{
 		total: total, perAddress: perAddress, of: make(map[netip.Prefix]int), told: make(chan struct{}, farewells),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "marquee_gateway_connections_refused_total",
+			Name: metric + "_refused_total",
 			Help: "Connections refused, by the limit that was reached: total or address.",
 		}, []string{"limit"}),
 	}
 	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "marquee_gateway_connections",
-		Help: "Connections of clients that are open, of --max-connections.",
+		Name: metric,
+		Help: "Connections that are open, of --" + flag + ".",
 	}, func() float64 { return float64(l.count()) })
 	for _, c := range []prometheus.Collector{l.refused, open} {
 		if err := registry.Register(c); err != nil {

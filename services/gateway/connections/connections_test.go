@@ -25,7 +25,7 @@ func TestClientOf(t *testing.T) {
 
 // What is counted in is counted out once, and nothing stays behind of those who left.
 func TestLimit(t *testing.T) {
-	l, err := New(2, 0, prometheus.NewRegistry())
+	l, err := New("connections", "max-connections", 2, 0, prometheus.NewRegistry())
 	require.NoError(t, err)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -49,6 +49,7 @@ func run(ctx context.Context, cfg config) error {
 	gw, err := gateway.New(cfg.Gateway, gateway.Surroundings{
 		Registry:       svc.Discovery(),
 		Dial:           svc.NewClient,
+		DialPort:       svc.Mesh().DialPort,
 		Plaintext:      cfg.Mesh == service.MeshPlaintext,
 		EnvironmentTag: discovery.EnvironmentTag(cfg.Environment),
 		Log:            svc.Log(),
@@ -74,7 +75,13 @@ func run(ctx context.Context, cfg config) error {
 		}
 		svc.Announce(gw.HTTPAddr())
 		svc.Annotate("grpc", address)
-		svc.Log().Info("open", "http", gw.HTTPAddr(), "grpc", gw.GRPCAddr())
+		if displays := gw.DeviceAddr(); displays != nil {
+			if address, err = svc.Advertised(displays); err != nil {
+				return err
+			}
+			svc.Annotate("devices", address)
+		}
+		svc.Log().Info("open", "http", gw.HTTPAddr(), "grpc", gw.GRPCAddr(), "devices", gw.DeviceAddr())
 		return nil
 	}, Stop: gw.Close})
 
