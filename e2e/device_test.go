@@ -77,7 +77,7 @@ func (o *owner) enrol(t *testing.T, ctx context.Context) *display {
 			DeviceID string `json:"deviceId"`
 		} `json:"device"`
 	}
-	o.do(t, ctx, http.MethodPost, o.on(""), map[string]any{"requestId": "device-1", "settings": map[string]any{
+	o.do(t, ctx, http.MethodPost, o.on(""), map[string]any{"requestId": "device-" + ulid.Make().String(), "settings": map[string]any{
 		"name": "Gate 7", "place": map[string]any{"latitude": 48.35, "longitude": 11.79, "address": "Terminal 2"},
 		"venueType": "transit.airports.gates", "screen": map[string]any{"widthPx": 1080, "heightPx": 1920},
 		"loopLengthSeconds": 60, "slotLengthSeconds": 10, "slotPrice": map[string]any{"amountMinor": 250, "currency": "EUR"}, "timeZone": "Europe/Berlin",

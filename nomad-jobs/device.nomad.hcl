@@ -347,7 +347,12 @@ job "device" {
         host_network = var.host_network
       }
 
-      # Where players connect over MQTT.
+      # Where gateways pass the connections of players on.
+      port "players" {
+        host_network = var.host_network
+      }
+
+      # Where players connect without a gateway.
       port "mqtt" {
         host_network = var.players_network
       }
@@ -368,6 +373,7 @@ job "device" {
       meta {
         version = local.release
         admin   = "${NOMAD_ADDR_admin}"
+        players = "${NOMAD_ADDR_players}"
         mqtt    = "${NOMAD_ADDR_mqtt}"
       }
 
@@ -451,9 +457,10 @@ job "device" {
       # supplies the agent's certificate authority.
       env = merge(
         {
-          MARQUEE_LISTEN       = "${NOMAD_ADDR_grpc}"
-          MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
-          MARQUEE_MQTT_LISTEN  = "${NOMAD_ADDR_mqtt}"
+          MARQUEE_LISTEN         = "${NOMAD_ADDR_grpc}"
+          MARQUEE_ADMIN_LISTEN   = "${NOMAD_ADDR_admin}"
+          MARQUEE_PLAYERS_LISTEN = "${NOMAD_ADDR_players}"
+          MARQUEE_MQTT_LISTEN    = "${NOMAD_ADDR_mqtt}"
         },
         var.consul_ca_file == "" || local.docker ? {} : { CONSUL_CACERT = var.consul_ca_file },
       )

@@ -155,6 +155,23 @@ variable "gateway_grpc_port" {
   }
 }
 
+variable "gateway_devices" {
+  description = "Whether there is a door for displays, which leads to the service device."
+  type        = bool
+  default     = true
+}
+
+variable "gateway_device_port" {
+  description = "Where the door for displays is; as gateway_http_port."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.gateway_device_port >= 0 && var.gateway_device_port < 65536 && floor(var.gateway_device_port) == var.gateway_device_port
+    error_message = "The variable gateway_device_port must be a port, or 0 for any."
+  }
+}
+
 variable "gateway_count" {
   description = "How many instances run."
   type        = number
@@ -253,7 +270,7 @@ variable "log_level" {
 }
 
 locals {
-  fixed_ports = var.gateway_http_port + var.gateway_grpc_port > 0
+  fixed_ports = var.gateway_http_port + var.gateway_grpc_port + var.gateway_device_port > 0
   docker      = var.driver == "docker"
   # The version: registry/image:tag -> tag; .../<64 hex digits>/gatewayd -> the first 12 of them;
   # .../releases/<release>/gatewayd -> <release>.
@@ -378,6 +395,16 @@ job "gateway" {
         host_network = var.public_host_network
       }
 
+      dynamic "port" {
+        for_each = var.gateway_devices ? ["devices"] : []
+        labels   = [port.value]
+
+        content {
+          static       = var.gateway_device_port
+          host_network = var.public_host_network
+        }
+      }
+
       # Health, metrics and profiles, unencrypted: on loopback only.
       port "admin" {
         host_network = "loopback"
@@ -394,6 +421,7 @@ job "gateway" {
       meta {
         version = local.release
         grpc    = "${NOMAD_ADDR_grpc}"
+        devices = var.gateway_devices ? "${NOMAD_ADDR_devices}" : ""
         admin   = "${NOMAD_ADDR_admin}"
       }
 
@@ -481,6 +509,7 @@ job "gateway" {
           MARQUEE_GRPC_LISTEN  = "${NOMAD_ADDR_grpc}"
           MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
         },
+        var.gateway_devices ? { MARQUEE_DEVICE_LISTEN = "${NOMAD_ADDR_devices}" } : {},
         var.consul_ca_file == "" || local.docker ? {} : { CONSUL_CACERT = var.consul_ca_file },
       )
 

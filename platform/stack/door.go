@@ -19,6 +19,8 @@ type Gateway struct {
 	ID   string `json:"id"`
 	HTTP string `json:"http"` // host:port of the REST door
 	GRPC string `json:"grpc"` // host:port of the gRPC door
+	// Devices is host:port of the door for displays; empty without one.
+	Devices string `json:"devices,omitempty"`
 }
 
 // Gateways are the healthy gateways in a stable order, and the index to pass in
@@ -36,9 +38,10 @@ func Gateways(ctx context.Context, c *consul.Client, index uint64) ([]Gateway, u
 			host = entry.Node.Address
 		}
 		found = append(found, Gateway{
-			ID:   entry.Service.ID,
-			HTTP: net.JoinHostPort(host, strconv.Itoa(entry.Service.Port)),
-			GRPC: entry.Service.Meta["grpc"],
+			ID:      entry.Service.ID,
+			HTTP:    net.JoinHostPort(host, strconv.Itoa(entry.Service.Port)),
+			GRPC:    entry.Service.Meta["grpc"],
+			Devices: entry.Service.Meta["devices"],
 		})
 	}
 	sort.Slice(found, func(i, j int) bool { return found[i].ID < found[j].ID })

@@ -79,7 +79,7 @@ func TestPrintStatus(t *testing.T) {
 				{ID: "account-abcdefghijkl", Node: "vm", State: "by hand", Health: "critical", Output: "connection refused\nmore"},
 			},
 		}},
-		Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}},
+		Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}, {HTTP: "127.0.0.1:3", GRPC: "127.0.0.1:4", Devices: "127.0.0.1:5"}},
 	}, now))
 	require.Equal(t, `cluster local   consul 127.0.0.1:10000 (pid 7)
 
@@ -91,6 +91,7 @@ account                1 of 2    running
 account abcdefghijkl is critical: connection refused
 
 gateway   REST http://127.0.0.1:1   gRPC 127.0.0.1:2
+gateway   REST http://127.0.0.1:3   gRPC 127.0.0.1:4   displays 127.0.0.1:5
 `, text.String())
 }
 

@@ -64,9 +64,18 @@ func printStatus(w io.Writer, r statusResult, now time.Time) error {
 	}
 	fmt.Fprintln(w)
 	for _, g := range r.Gateways {
-		fmt.Fprintf(w, "gateway   REST http://%s   gRPC %s\n", g.HTTP, g.GRPC)
+		fmt.Fprintln(w, doors(g))
 	}
 	return nil
+}
+
+// doors are those of a gateway.
+func doors(g stack.Gateway) string {
+	text := fmt.Sprintf("gateway   REST http://%s   gRPC %s", g.HTTP, g.GRPC)
+	if g.Devices != "" {
+		text += "   displays " + g.Devices
+	}
+	return text
 }
 
 // printServices shows services and instances, and what is wrong with them.

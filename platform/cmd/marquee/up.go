@@ -132,7 +132,7 @@ func welcome(r upResult, demo demoAccount, command string) string {
 	}
 	text.WriteString("\n")
 	for _, g := range r.Gateways {
-		fmt.Fprintf(&text, "  gateway   REST http://%s   gRPC %s\n", g.HTTP, g.GRPC)
+		fmt.Fprintf(&text, "  %s\n", doors(g))
 	}
 	fmt.Fprintf(&text, "  account   %s, password %s\n", demo.Name, demo.Password)
 	url := "http://" + r.Gateways[0].HTTP

@@ -13,51 +13,58 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/oklog/ulid/v2"
+	"github.com/pires/go-proxyproto"
 )
+
+// Port is one that players come in by.
+type Port struct {
+	net.Listener
+	// Proxied says that each connection begins with a PROXY protocol header
+	// (version 1 or 2), which says where its player is.
+	Proxied bool
+}
 
 // Listener accepts the connections of players.
 type Listener struct {
-	listener net.Listener
-	broker   Broker
-	limits   Limits
-	refused  Refused
-	log      hclog.Logger
+	ports      []Port
+	encryption *tls.Config
+	broker     Broker
+	limits     Limits
+	refused    Refused
+	log        hclog.Logger
 
 	places, connecting chan struct{}
 	all                sync.WaitGroup
 	closed             chan struct{}
 }
 
-// Listen opens the port: one for TLS, or without it when encryption is nil. Serve
-// accepts on it.
-func Listen(ctx context.Context, address string, encryption *tls.Config, broker Broker, limits Limits, refused Refused, log hclog.Logger) (*Listener, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listening for players: %w", err)
-	}
-	if encryption != nil {
-		// The handshake is part of the first read, and so of the time to connect.
-		listener = tls.NewListener(listener, encryption)
-	}
+// NewListener makes one for these ports, which Serve accepts on and Close closes.
+// With encryption they are for TLS, and without it for nothing else than
+// unencrypted connections. On each, players speak MQTT or MQTT over WebSocket.
+func NewListener(ports []Port, encryption *tls.Config, broker Broker, limits Limits, refused Refused, log hclog.Logger) *Listener {
 	return &Listener{
-		listener: listener, broker: broker, limits: limits, refused: refused, log: log, closed: make(chan struct{}),
+		ports: ports, encryption: encryption, broker: broker, limits: limits, refused: refused, log: log, closed: make(chan struct{}),
 		places: make(chan struct{}, limits.Connections), connecting: make(chan struct{}, limits.Connecting),
-	}, nil
+	}
 }
 
-// Address is where it listens, host:port.
-func (l *Listener) Address() string { return l.listener.Addr().String() }
-
-// Serve accepts until Close.
+// Serve accepts on all ports until Close.
 func (l *Listener) Serve() {
+	var accepting sync.WaitGroup
+	for _, port := range l.ports {
+		accepting.Go(func() { l.accept(port) })
+	}
+	accepting.Wait()
+}
+
+func (l *Listener) accept(port Port) {
 	const longestPause = time.Second
 	pause := 5 * time.Millisecond
 	for {
-		conn, err := l.listener.Accept()
+		conn, err := port.Accept()
 		if err == nil {
 			pause = 5 * time.Millisecond
-			l.take(conn)
+			l.take(conn, port.Proxied)
 			continue
 		}
 		select {
@@ -79,12 +86,12 @@ func (l *Listener) Serve() {
 }
 
 // take serves a connection if there is room for it.
-func (l *Listener) take(conn net.Conn) {
+func (l *Listener) take(raw net.Conn, proxied bool) {
 	select {
 	case l.places <- struct{}{}:
 	default:
 		l.refused.count(refusedConnections)
-		conn.Close()
+		raw.Close()
 		return
 	}
 	select {
@@ -92,41 +99,67 @@ func (l *Listener) take(conn net.Conn) {
 	default:
 		l.refused.count(refusedConnecting)
 		<-l.places
-		conn.Close()
+		raw.Close()
 		return
 	}
-	id, err := ulid.New(ulid.Now(), rand.Reader)
-	if err == nil {
-		err = conn.SetDeadline(time.Now().Add(l.limits.ConnectWithin))
-	}
-	if err != nil {
-		<-l.connecting
-		<-l.places
-		conn.Close()
-		l.log.Warn("preparing a player's connection", "error", err)
-		return
-	}
-	c := &Conn{Conn: conn, id: id.String(), limits: l.limits, admit: sync.OnceFunc(func() { <-l.connecting })}
+	admit := sync.OnceFunc(func() { <-l.connecting })
 	l.all.Go(func() {
 		defer func() {
-			c.admit()
-			conn.Close()
+			admit()
+			raw.Close()
 			<-l.places
 		}()
 		// What one player sends must not end the others.
 		defer func() {
 			if wrong := recover(); wrong != nil {
-				l.log.Error("a player's connection broke the broker", "remote", conn.RemoteAddr(), "panic", wrong, "stack", string(debug.Stack()))
+				l.log.Error("a player's connection broke the broker", "remote", raw.RemoteAddr(), "panic", wrong, "stack", string(debug.Stack()))
 			}
 		}()
-		l.broker.Serve(c)
+		conn, err := l.open(raw, proxied)
+		if err != nil {
+			l.refused.count(refusedNoConnect)
+			l.log.Debug("a connection is no player's", "remote", raw.RemoteAddr(), "error", err)
+			return
+		}
+		conn.admit = admit
+		l.broker.Serve(conn)
+		conn.Close()
 	})
 }
+
+// open is the connection on which MQTT is spoken, within what carries it. All of
+// it has to come in the time that a player has to connect.
+func (l *Listener) open(raw net.Conn, proxied bool) (*Conn, error) {
+	id, err := ulid.New(ulid.Now(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making an id: %w", err)
+	}
+	if err := raw.SetDeadline(time.Now().Add(l.limits.ConnectWithin)); err != nil {
+		return nil, fmt.Errorf("setting the time to connect: %w", err)
+	}
+	conn := raw
+	if proxied {
+		conn = proxyproto.NewConn(conn, proxyproto.SetReadHeaderTimeout(0), proxyproto.WithBufferSize(proxyHeader))
+	}
+	if l.encryption != nil {
+		conn = tls.Server(conn, l.encryption)
+	}
+	if conn, err = unframed(conn); err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: conn, id: id.String(), limits: l.limits}, nil
+}
+
+// proxyHeader is enough for any that says an address, in bytes.
+const proxyHeader = 256
 
 // Close stops accepting, ends the connections and waits for them until ctx ends.
 func (l *Listener) Close(ctx context.Context) error {
 	close(l.closed)
-	err := l.listener.Close()
+	var err error
+	for _, port := range l.ports {
+		err = errors.Join(err, port.Close())
+	}
 	err = errors.Join(err, l.broker.Close())
 	ended := make(chan struct{})
 	go func() {

@@ -108,14 +108,20 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
+func port(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	return l
+}
+
 func listen(t testing.TB, plane Plane, limits Limits) (*Listener, *journal) {
 	t.Helper()
 	written := &journal{}
 	log := hclog.New(&hclog.LoggerOptions{Output: written, Level: hclog.Debug})
 	broker, err := NewBroker(plane, limits, NewRefused(), log)
 	require.NoError(t, err)
-	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, NewRefused(), log)
-	require.NoError(t, err)
+	l := NewListener([]Port{{Listener: port(t)}}, nil, broker, limits, NewRefused(), log)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -180,7 +186,7 @@ type raw struct {
 
 func dial(t testing.TB, l *Listener) *raw {
 	t.Helper()
-	conn, err := net.Dial("tcp", l.Address())
+	conn, err := net.Dial("tcp", l.ports[0].Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
 	require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -462,8 +468,7 @@ func TestClose(t *testing.T) {
 	limits := DefaultLimits()
 	broker, err := NewBroker(plane, limits, NewRefused(), hclog.NewNullLogger())
 	require.NoError(t, err)
-	l, err := Listen(context.Background(), "127.0.0.1:0", nil, broker, limits, NewRefused(), hclog.NewNullLogger())
-	require.NoError(t, err)
+	l := NewListener([]Port{{Listener: port(t)}}, nil, broker, limits, NewRefused(), hclog.NewNullLogger())
 	go l.Serve()
 	three, five := enter(t, l, 4), enter(t, l, 5)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -523,7 +528,7 @@ func FuzzBytes(f *testing.F) {
 	l, written := listen(f, plane, limits)
 	f.Fuzz(func(t *testing.T, payload []byte, version byte) {
 		here, there := net.Pipe()
-		l.take(there)
+		l.take(there, false)
 		read := make(chan struct{})
 		go func() {
 			defer close(read)
@@ -552,7 +557,7 @@ func BenchmarkIdle(b *testing.B) {
 		conns := make([]net.Conn, players)
 		hello, answer := connect(4, good, 300), make([]byte, 4)
 		for n := range conns {
-			conn, err := net.Dial("tcp", l.Address())
+			conn, err := net.Dial("tcp", l.ports[0].Addr().String())
 			require.NoError(b, err)
 			_, err = conn.Write(hello)
 			require.NoError(b, err)

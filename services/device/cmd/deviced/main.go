@@ -30,7 +30,8 @@ type config struct {
 	Database database.Flags `embed:"" prefix:"database-"`
 	KeysFrom string         `default:"account" help:"Consul service that publishes the keys of access tokens."`
 
-	MqttListen          string `default:"127.0.0.1:0" help:"Address on which players connect over MQTT. Port 0 takes a free one."`
+	PlayersListen       string `default:"127.0.0.1:0" help:"Address in the mesh to which gateways pass the connections of players on. Port 0 takes a free one."`
+	MqttListen          string `default:"127.0.0.1:0" help:"Address on which players connect without a gateway. Port 0 takes a free one."`
 	MqttCertificateFile string `type:"path" help:"File with the certificate chain (PEM) that players are shown: they then connect over TLS, and over nothing else. It and the key are read for each connection, so that renewed ones are used at once. Empty: no encryption."`
 	MqttKeyFile         string `type:"path" help:"File with the certificate's private key (PEM)."`
 
@@ -51,8 +52,10 @@ type config struct {
 // Validate checks what only this service has.
 func (c *config) Validate() error {
 	var problems []error
-	if _, _, err := net.SplitHostPort(c.MqttListen); err != nil {
-		problems = append(problems, fmt.Errorf("--mqtt-listen: %q is not an address; use host:port, for example 127.0.0.1:1883", c.MqttListen))
+	for _, a := range []struct{ flag, address string }{{"players-listen", c.PlayersListen}, {"mqtt-listen", c.MqttListen}} {
+		if _, _, err := net.SplitHostPort(a.address); err != nil {
+			problems = append(problems, fmt.Errorf("--%s: %q is not an address; use host:port, for example 127.0.0.1:1883", a.flag, a.address))
+		}
 	}
 	if (c.MqttCertificateFile == "") != (c.MqttKeyFile == "") {
 		problems = append(problems, errors.New("--mqtt-certificate-file: it and --mqtt-key-file belong together; give both, or neither"))
@@ -154,6 +157,9 @@ func run(ctx context.Context, cfg config) error {
 	return svc.Serve(ctx)
 }
 
+// portName is what gateways know the mesh port of players by.
+const portName = "players"
+
 // players is the part of the service that players connect to.
 func players(cfg config, svc *service.Service, plane *device.Plane, refused mqtt.Refused, encryption *tls.Config) service.Component {
 	var (
@@ -162,18 +168,28 @@ func players(cfg config, svc *service.Service, plane *device.Plane, refused mqtt
 		served   = make(chan struct{})
 	)
 	return service.Component{
-		Name: "the MQTT port",
+		Name: "the ports of players",
 		Start: func(ctx context.Context) error {
-			broker, err := mqtt.NewBroker(plane, cfg.limits(), refused, log)
+			direct, passed, err := listen(ctx, cfg)
 			if err != nil {
 				return err
 			}
-			if listener, err = mqtt.Listen(ctx, cfg.MqttListen, encryption, broker, cfg.limits(), refused, log); err != nil {
-				return errors.Join(err, broker.Close())
+			address, err := svc.Advertised(passed.Addr())
+			if err != nil {
+				return errors.Join(err, direct.Close(), passed.Close())
 			}
-			log.Info("players can connect", "address", listener.Address(), "encrypted", encryption != nil)
+			broker, err := mqtt.NewBroker(plane, cfg.limits(), refused, log)
+			if err != nil {
+				return errors.Join(err, direct.Close(), passed.Close())
+			}
+			listener = mqtt.NewListener([]mqtt.Port{
+				{Listener: direct},
+				{Listener: svc.Mesh().Listener(passed), Proxied: true},
+			}, encryption, broker, cfg.limits(), refused, log)
+			svc.Annotate(portName, address)
+			log.Info("players can connect", "gateways", address, "direct", direct.Addr(), "encrypted", encryption != nil)
 			if cfg.OnMQTT != nil {
-				cfg.OnMQTT(listener.Address())
+				cfg.OnMQTT(direct.Addr().String())
 			}
 			go func() {
 				defer close(served)
@@ -187,6 +203,18 @@ func players(cfg config, svc *service.Service, plane *device.Plane, refused mqtt
 			return err
 		},
 	}
+}
+
+// listen opens both ports of players.
+func listen(ctx context.Context, cfg config) (direct, passed net.Listener, err error) {
+	var config net.ListenConfig
+	if direct, err = config.Listen(ctx, "tcp", cfg.MqttListen); err != nil {
+		return nil, nil, fmt.Errorf("--mqtt-listen: %w", err)
+	}
+	if passed, err = config.Listen(ctx, "tcp", cfg.PlayersListen); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("--players-listen: %w", err), direct.Close())
+	}
+	return direct, passed, nil
 }
 
 // errDisagree is why --check-plays exits with 1.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -96,9 +97,10 @@ func (w *world) serve(t *testing.T) (stop func()) {
 	}
 	broker, err := mqtt.NewBroker(w.plane, mqtt.DefaultLimits(), mqtt.NewRefused(), hclog.NewNullLogger())
 	require.NoError(t, err)
-	listener, err := mqtt.Listen(context.Background(), w.address, nil, broker, mqtt.DefaultLimits(), mqtt.NewRefused(), hclog.NewNullLogger())
+	port, err := net.Listen("tcp", w.address)
 	require.NoError(t, err)
-	w.address = listener.Address()
+	w.address = port.Addr().String()
+	listener := mqtt.NewListener([]mqtt.Port{{Listener: port}}, nil, broker, mqtt.DefaultLimits(), mqtt.NewRefused(), hclog.NewNullLogger())
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
