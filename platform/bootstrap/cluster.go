@@ -74,7 +74,8 @@ func WaitHealthy(ctx context.Context, c Cluster, servers, clients []string) erro
 }
 
 // Healthy looks once whether all machines, by the names of their nodes, are there:
-// alive and in Consul's catalogue, servers voting in both, clients ready for jobs.
+// alive and in Consul's catalogue, servers voting in both, clients ready for jobs
+// and answering.
 // The error names those that are not, and what they lack.
 func Healthy(ctx context.Context, c Cluster, servers, clients []string) error {
 	var missing []string
@@ -180,12 +181,21 @@ func nomadClients(ctx context.Context, c Cluster, _, clients []string) ([]string
 		}
 		// The scheduler places a job with services only on a node that has seen
 		// Consul.
-		ready[n.Name] = node.Attributes["consul.version"] != ""
+		ready[n.Name] = node.Attributes["consul.version"] != "" && answers(ctx, c.Nomad, n.ID)
 	}
 	if gone := lacking(clients, ready); gone != "" {
 		return []string{"not ready in Nomad: " + gone}, nil
 	}
 	return nil, nil
+}
+
+// answers says whether the agent of a client is there now: of one that went
+// without a word Nomad believes for many seconds that it is ready.
+func answers(ctx context.Context, nomad *nomadapi.Client, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, askBound/4)
+	defer cancel()
+	_, err := nomad.Nodes().Stats(id, (&nomadapi.QueryOptions{}).WithContext(ctx))
+	return err == nil
 }
 
 // lacking are the names that have it not.

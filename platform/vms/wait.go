@@ -44,6 +44,9 @@ func (e *Environment) Wait(ctx context.Context, env *environment.Environment) er
 	servers, clients := e.names()
 	err = bootstrap.Ensure(ctx, cluster)
 	if err == nil {
+		err = w.started(ctx)
+	}
+	if err == nil {
 		err = bootstrap.WaitHealthy(ctx, cluster, servers, clients)
 	}
 	because := context.Cause(ctx)
@@ -108,6 +111,24 @@ func (w *watch) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// started waits until all machines were seen: what the cluster says of one that
+// has just been replaced is about the one before.
+func (w *watch) started(ctx context.Context) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left := w.summary()
+		if left == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the machines to start: %w (%s)", context.Cause(ctx), left)
 		case <-tick.C:
 		}
 	}
