@@ -45,6 +45,8 @@ type Config struct {
 	MaxConnections           int `default:"10000" help:"Connections that clients may have open, at both doors together; more are refused. Each takes a file descriptor and 20 to 40 KiB. Twice as many calls may wait for their requests to arrive. 0: as many as the limit of open files allows."`
 	MaxConnectionsPerAddress int `default:"1000" help:"Of these, connections from one address (for IPv6, one /64). Not applied with --behind-tls, where all come from the load balancer; behind one that passes TCP on, set it to 0, no limit."`
 
+	MediaService string `default:"" help:"Consul service that has what is below /v1/media/, at the port that its instances register as media. Empty: there is nothing."`
+
 	MaxDevices int `default:"10000" help:"Displays that may be connected at the door for them; more are refused. Each takes two file descriptors and about 40 KiB. --max-connections-per-address holds for them, too."`
 
 	MaxBodyBytes    int64 `default:"1048576" help:"Largest body of a REST request, in bytes."`
@@ -184,6 +186,10 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 			return nil, err
 		}
 	}
+	var media func(context.Context) (net.Conn, error)
+	if cfg.MediaService != "" {
+		media = func(ctx context.Context) (net.Conn, error) { return around.DialPort(ctx, cfg.MediaService, "media") }
+	}
 	services := catalog.New(catalog.Options{
 		Registry:       around.Registry,
 		Dial:           around.Dial,
@@ -206,7 +212,7 @@ func New(cfg Config, around Surroundings) (*Gateway, error) {
 		http: rest.New(rest.Options{
 			Catalog: services, Stages: chain, Limits: cfg.limits(),
 			MaxBody: cfg.MaxBodyBytes, BodyTimeout: cfg.BodyTimeout, ServedBy: cfg.ServedBy, TLS: security,
-			Log: around.Log,
+			Media: media, Log: around.Log,
 		}),
 	}, nil
 }

@@ -37,6 +37,9 @@ type Options struct {
 	BodyTimeout time.Duration
 	// ServedBy lets callers see which instance answered.
 	ServedBy bool
+	// Media connects to the service that has what is below /v1/media/; nil is that
+	// there is none.
+	Media func(context.Context) (net.Conn, error)
 	// TLS secures the door; nil is plaintext (behind a load balancer).
 	TLS *tls.Config
 	Log hclog.Logger
@@ -58,6 +61,7 @@ const (
 type Door struct {
 	opts   Options
 	server *http.Server
+	media  *media // nil without a service for them
 
 	draining atomic.Bool
 	buffers  sync.Pool // of *[]byte, for responses
@@ -71,6 +75,9 @@ type Door struct {
 func New(opts Options) *Door {
 	d := &Door{opts: opts, served: make(chan struct{})}
 	d.leaving, d.leave = context.WithCancelCause(context.Background())
+	if opts.Media != nil {
+		d.media = newMedia(opts.Media, quiet{opts.Log.Named("media")})
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -161,14 +168,21 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if d.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
-	if x.find(d.opts.Catalog.Snapshot()) {
+	forward := x.forward
+	switch {
+	case d.media != nil && strings.HasPrefix(r.URL.Path, mediaPrefix):
+		call.Method = mediaMethod
+		forward = func(ctx context.Context, call *stage.Call) error { return d.media.forward(ctx, call, w, r) }
+	case x.find(d.opts.Catalog.Snapshot()):
 		call.Method = x.method
-	} else if len(x.allowed) == 0 {
+	case len(x.allowed) == 0:
 		d.opts.Catalog.Missing()
 	}
 	call.Timeout, x.problem = timeoutOf(r.Header)
-	call.Receive = func(ctx context.Context) error { return x.receive(ctx, call) }
-	err := d.opts.Stages.Run(r.Context(), call, x.forward)
+	if call.Method != mediaMethod {
+		call.Receive = func(ctx context.Context) error { return x.receive(ctx, call) }
+	}
+	err := d.opts.Stages.Run(r.Context(), call, forward)
 	switch {
 	case errors.Is(err, recovery.ErrPanicked):
 		x.abandon(err, call.RequestID)
