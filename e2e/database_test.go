@@ -46,7 +46,7 @@ func TestDatabase(t *testing.T) {
 	// It takes connections and answers nothing, as on a machine that thrashes.
 	t.Run("Frozen", func(t *testing.T) {
 		databaseTrouble(t, true, func(ctx context.Context) {
-			frozen := postgresProcesses(t)
+			frozen := postgresProcesses(t, accountDB)
 			t.Cleanup(func() { signalAll(t, frozen, syscall.SIGCONT) })
 			signalAll(t, frozen, syscall.SIGSTOP)
 			pause(t, ctx, databaseAway)
@@ -58,10 +58,10 @@ func TestDatabase(t *testing.T) {
 		databaseTrouble(t, false, func(ctx context.Context) {
 			const times = 3
 			for i := range times {
-				killed := postgresProcesses(t)
+				killed := postgresProcesses(t, accountDB)
 				signalAll(t, killed, syscall.SIGKILL)
 				scenario.Eventually(ctx, t, 30*time.Second, "another Postgres runs", func() error {
-					if pid := postmaster(t); pid == 0 || pid == killed[0] {
+					if pid := postmaster(t, accountDB); pid == 0 || pid == killed[0] {
 						return errNotYet
 					}
 					return nil
@@ -198,10 +198,12 @@ func openDoorsOnce(t *testing.T, ctx context.Context) *scenario.Accounts {
 	return accounts
 }
 
-// postmaster is the process id of account's Postgres; 0 while there is none.
-func postmaster(t *testing.T) int {
+const accountDB = "account-db"
+
+// postmaster is the process id of a database's Postgres; 0 while there is none.
+func postmaster(t *testing.T, database string) int {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(the.Cluster().Volumes(), "account-db", "data", "postmaster.pid"))
+	text, err := os.ReadFile(filepath.Join(the.Cluster().Volumes(), database, "data", "postmaster.pid"))
 	if errors.Is(err, os.ErrNotExist) {
 		return 0
 	}
@@ -211,10 +213,10 @@ func postmaster(t *testing.T) int {
 	return pid
 }
 
-// postgresProcesses are those of account's Postgres, the postmaster first.
-func postgresProcesses(t *testing.T) []int {
+// postgresProcesses are those of a database's Postgres, the postmaster first.
+func postgresProcesses(t *testing.T, database string) []int {
 	t.Helper()
-	found := []int{postmaster(t)}
+	found := []int{postmaster(t, database)}
 	require.NotZero(t, found[0], "Postgres does not run")
 	all, err := filepath.Glob("/proc/[0-9]*/stat")
 	require.NoError(t, err)

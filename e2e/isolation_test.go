@@ -20,6 +20,7 @@ import (
 	"time"
 
 	nomadapi "github.com/hashicorp/nomad/api"
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -122,6 +123,10 @@ func TestIsolationOfPorts(t *testing.T) {
 			require.NotEqual(t, codes.OK, status.Code(err), "%s admin port serves a business method", p.job)
 		case p.job == "gateway":
 			// The public doors are for everybody.
+		case p.job == "nats" && p.label == "client":
+			// It greets whoever is on the machine, and asks for a password.
+			_, err := nats.Connect(address, nats.Timeout(5*time.Second))
+			require.ErrorIs(t, err, nats.ErrAuthorization)
 		default:
 			for name, creds := range map[string]credentials.TransportCredentials{
 				"plaintext":             insecure.NewCredentials(),

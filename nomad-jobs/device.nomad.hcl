@@ -2,8 +2,8 @@
 #
 #   eval "$(marquee env)" && nomad job run nomad-jobs/device.nomad.hcl
 #
-# It reads database_password from the Nomad variable nomad/jobs/device, which
-# `marquee up` writes once.
+# It reads database_password and nats_password from the Nomad variable
+# nomad/jobs/device, which `marquee up` writes once.
 
 variable "datacenters" {
   description = "The datacenters in which instances may be placed."
@@ -135,6 +135,17 @@ variable "device_image" {
   validation {
     condition     = var.device_image == "" || regex_replace(var.device_image, "^.+:[A-Za-z0-9_.-]+$", "") == ""
     error_message = "The variable device_image must end in a tag, such as registry.example.com/deviced:0123456789ab."
+  }
+}
+
+variable "media_url" {
+  description = "Where media are kept: file:///folder on one machine, s3://bucket?endpoint=https://... where instances run on several; empty is that there are none."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.media_url == "" || regex_replace(var.media_url, "^(file:///|s3://).+$", "") == ""
+    error_message = "The variable media_url must start with file:/// or s3://, or be empty; eval \"$(marquee env)\" sets it."
   }
 }
 
@@ -352,6 +363,11 @@ job "device" {
         host_network = var.host_network
       }
 
+      # Where gateways pass requests for media on.
+      port "media" {
+        host_network = var.host_network
+      }
+
       # Where players connect without a gateway.
       port "mqtt" {
         host_network = var.players_network
@@ -374,6 +390,7 @@ job "device" {
         version = local.release
         admin   = "${NOMAD_ADDR_admin}"
         players = "${NOMAD_ADDR_players}"
+        media   = var.media_url == "" ? "" : "${NOMAD_ADDR_media}"
         mqtt    = "${NOMAD_ADDR_mqtt}"
       }
 
@@ -460,6 +477,7 @@ job "device" {
           MARQUEE_LISTEN         = "${NOMAD_ADDR_grpc}"
           MARQUEE_ADMIN_LISTEN   = "${NOMAD_ADDR_admin}"
           MARQUEE_PLAYERS_LISTEN = "${NOMAD_ADDR_players}"
+          MARQUEE_MEDIA_LISTEN   = "${NOMAD_ADDR_media}"
           MARQUEE_MQTT_LISTEN    = "${NOMAD_ADDR_mqtt}"
         },
         var.consul_ca_file == "" || local.docker ? {} : { CONSUL_CACERT = var.consul_ca_file },
@@ -479,7 +497,9 @@ job "device" {
           %{~endif}
           "drain_delay": "0s",
           "drain_timeout": "10s",
-          "database_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/database_password"
+          "media_url": ${jsonencode(var.media_url)},
+          "database_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/database_password",
+          "nats_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/nats_password"
         }
         EOT
       }
@@ -490,6 +510,14 @@ job "device" {
         uid         = local.owner_id
         gid         = local.owner_id
         data        = "{{ with nomadVar \"nomad/jobs/device\" }}{{ .database_password }}{{ end }}"
+      }
+
+      template {
+        destination = "secrets/nats_password"
+        perms       = "0400"
+        uid         = local.owner_id
+        gid         = local.owner_id
+        data        = "{{ with nomadVar \"nomad/jobs/device\" }}{{ .nats_password }}{{ end }}"
       }
 
       resources {

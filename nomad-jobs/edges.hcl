@@ -30,3 +30,9 @@ edge "gateway" "device" {}
 edge "device" "account" {}
 
 edge "device" "device-db" {}
+
+service "nats" {
+  protocol = "tcp"
+}
+
+edge "device" "nats" {}

@@ -156,7 +156,7 @@ variable "gateway_grpc_port" {
 }
 
 variable "gateway_devices" {
-  description = "Whether there is a door for displays, which leads to the service device."
+  description = "Whether there is a door for displays, and one for media below /v1/media/: both lead to the service device."
   type        = bool
   default     = true
 }
@@ -521,6 +521,9 @@ job "gateway" {
           "environment": ${jsonencode(var.environment)},
           "mode": ${jsonencode(var.mode)},
           "behind_tls": ${var.behind_tls},
+          %{~if var.gateway_devices}
+          "media_service": "device",
+          %{~endif}
           "mesh": "native",
           "consul_addr": ${jsonencode(var.consul_address)},
           %{~if var.log_level != ""}

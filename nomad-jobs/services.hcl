@@ -6,9 +6,15 @@
 #   database = true        a Postgres of its own: the job NAME-db, from
 #                          nomad-jobs/postgres.nomad.hcl. NAME finds the password
 #                          in its Nomad variable, field database_password.
+#   events   = true        it publishes or consumes events: NATS, the job nats, is
+#                          there then, and NAME has a user and a password of its
+#                          own there. NAME finds it in its Nomad variable, field
+#                          nats_password.
 #   secrets  = ["FIELD"]   256 random bits in base64 for each, made once and kept
 #                          in the Nomad variable nomad/jobs/NAME.
 #   local    = true        only on this machine's cluster, not on machines.
+#
+# The job players is none of these: it is the demo's, see platform/stack/demo.go.
 
 service "account" {
   database = true
@@ -20,5 +26,6 @@ service "gateway" {}
 # On machines no display would reach it before the gateway has a port for them.
 service "device" {
   database = true
+  events   = true
   local    = true
 }

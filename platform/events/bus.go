@@ -188,7 +188,7 @@ func newMetrics() *metrics {
 			Name: "events_published_total", Help: "Events that this instance's relay brought from the outbox to NATS.",
 		}),
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "outbox_oldest_seconds", Help: "Age of the oldest event in the outbox when its relay, this instance, last looked; 0 on the others.",
+			Name: "outbox_oldest_seconds", Help: "Age of the oldest event that is not known to be in NATS, in seconds, 0 for none; all instances of a service say the same.",
 		}),
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "events_handled_total", Help: "Events by consumer and outcome: ok, repeated (handled before), retried, set_aside.",

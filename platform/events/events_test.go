@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -483,16 +484,31 @@ func TestInbox(t *testing.T) {
 
 func TestNATSAway(t *testing.T) {
 	b := newBed(t)
-	b.relay()
+	bus := b.bus()
+	b.run(NewRelay(b.publisher, bus, b.stream).Run)
 	b.run(b.newConsumer(record).Run)
 	b.appendN(50, 5)
 	b.nats.Kill()
 	b.appendN(50, 5) // a publisher does not notice
-	away := time.NewTimer(3 * time.Second)
-	<-away.C
+	// But who watches does.
+	registry := prometheus.NewRegistry()
+	require.NoError(t, bus.metrics.register(registry))
+	oldest := func() float64 {
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() == "outbox_oldest_seconds" {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		require.Fail(t, "the metric is not there")
+		return 0
+	}
+	require.Eventually(t, func() bool { return oldest() > 3 }, patience, 100*time.Millisecond)
 	b.nats.Restart()
 	b.appendN(50, 5)
 	b.complete()
+	require.Eventually(t, func() bool { return oldest() == 0 }, patience, 100*time.Millisecond)
 }
 
 // TestNATSKilledUnderLoad kills it at moments that are not chosen.

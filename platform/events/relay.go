@@ -23,6 +23,8 @@ const (
 	// work looks again: what notified it, or did not, may have been committed late.
 	firstPoll = 10 * time.Millisecond
 	lastPoll  = 500 * time.Millisecond
+	// measureEvery is how often an instance looks how old the outbox is.
+	measureEvery = 2 * time.Second
 	// duplicates is for how long NATS knows an event's ID. It has to exceed the
 	// time in which a relay that was cut off from Postgres still publishes.
 	duplicates = 5 * time.Minute
@@ -59,14 +61,38 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.stream, err = r.stream.check(); err != nil {
 		return fmt.Errorf("events: %w", err)
 	}
+	measured := make(chan struct{})
+	go func() {
+		defer close(measured)
+		r.measure(ctx)
+	}()
 	whileAlone(ctx, r.db, "relay of "+r.stream.Name, r.bus.log, r.relay)
-	r.bus.metrics.waiting.Set(0)
+	<-measured
 	return nil
+}
+
+// measure says how old the outbox is, whoever relays, and while nobody can.
+func (r *Relay) measure(ctx context.Context) {
+	for {
+		var age float64
+		err := r.db.Read(ctx, func(ctx context.Context) error {
+			return r.db.Pool().QueryRow(ctx, `
+				SELECT coalesce((
+					SELECT extract(epoch FROM statement_timestamp() - create_time) FROM outbox
+					ORDER BY outbox_id LIMIT 1
+				), 0)::float8`).Scan(&age)
+		})
+		if err == nil { // else it is as old as before, and the database says so itself
+			r.bus.metrics.waiting.Set(age)
+		}
+		if !wait(ctx, measureEvery) {
+			return
+		}
+	}
 }
 
 // relay works while it holds the lock.
 func (r *Relay) relay(ctx context.Context, conn *pgx.Conn) error {
-	defer r.bus.metrics.waiting.Set(0)
 	stream, err := r.bus.ensure(ctx, r.stream)
 	if err != nil {
 		return err
@@ -159,10 +185,8 @@ func (r *Relay) batch(ctx context.Context, conn *pgx.Conn) (int, error) {
 		return 0, fmt.Errorf("reading the outbox: %w", err)
 	}
 	if len(list) == 0 {
-		r.bus.metrics.waiting.Set(0)
 		return 0, nil
 	}
-	r.bus.metrics.waiting.Set(time.Since(list[0].Time).Seconds())
 	done, failure := r.publish(ctx, list)
 	if done > 0 {
 		r.bus.metrics.published.Add(float64(done))

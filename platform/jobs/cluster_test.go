@@ -17,7 +17,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/stretchr/testify/require"
 
-	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/clustertest"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
@@ -52,33 +52,17 @@ func probe(t *testing.T, variables map[string]string) jobs.File {
 	return file
 }
 
-// startCluster brings a cluster of its own up and removes it at the end.
-func startCluster(t *testing.T) (*jobs.Client, *cluster.Cluster) {
-	t.Helper()
-	// Not t.TempDir: a cluster's folder wants a short path.
-	dir, err := os.MkdirTemp("", "jobs")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	c, err := cluster.Open(cluster.Config{Dir: filepath.Join(dir, "c"), Progress: func(line string) { t.Log(line) }})
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		require.NoError(t, c.Wipe(ctx))
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	require.NoError(t, c.Up(ctx))
-	return jobs.New(c.Nomad(), c.Consul()), c
-}
-
 // TestOnCluster runs what needs a cluster on one.
 func TestOnCluster(t *testing.T) {
-	client, c := startCluster(t)
+	c := clustertest.Start(t)
+	client := jobs.New(c.Nomad(), c.Consul())
 	t.Run("JobFiles", func(t *testing.T) { testJobFiles(t, client, c.Volumes()) })
 	t.Run("Lifecycle", func(t *testing.T) { testLifecycle(t, client) })
 	t.Run("Operate", func(t *testing.T) { testOperate(t, client, c.Nomad()) })
 }
+
+// demoFile is the job that is not in the mesh, and runs on no machines.
+const demoFile = "players.nomad.hcl"
 
 // testJobFiles has Nomad validate and plan every job file there is, with its
 // defaults and with the variables file, and finds a place for all of it.
@@ -90,6 +74,7 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 	require.GreaterOrEqual(t, len(files), 3)
 	variables := map[string]string{
 		"proxy_binary": "/releases/0123456789ab/meshproxyd", "postgres_bin_dir": "/postgres/bin", "postgres_data_folder": volumes,
+		"media_binary": "/releases/0123456789ab/mediad", "media_port": "10020",
 	}
 	for variable, program := range programs(files) {
 		variables[variable+"_binary"] = "/releases/0123456789ab/" + program
@@ -113,6 +98,10 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 					for _, service := range group.Services {
 						require.Contains(t, service.Tags, "env-development")
 						require.Equal(t, "0123456789ab", service.Meta["version"])
+						if name == demoFile {
+							require.Nil(t, service.Connect)
+							continue
+						}
 						require.NotNil(t, service.Connect)
 						require.True(t, service.Connect.Native)
 					}
@@ -175,7 +164,7 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 	t.Run("Production", func(t *testing.T) { testProduction(t, client, root, files) })
 
 	t.Run("NothingToRun", func(t *testing.T) {
-		for _, name := range []string{"account", "gateway", "postgres"} {
+		for _, name := range []string{"account", "gateway", "postgres", "nats"} {
 			_, err := client.Load(t.Context(), jobs.File{
 				Path: filepath.Join(root, "nomad-jobs", name+".nomad.hcl"), Variables: map[string]string{"postgres_bin_dir": "/x", "postgres_data_folder": "/x"},
 			})
@@ -232,10 +221,13 @@ func testProduction(t *testing.T, client *jobs.Client, root string, files []stri
 		require.Len(t, plan.Unplaceable, 1, "this machine is none of production's")
 		return job.Spec
 	}
-	pools := map[string]string{"account": "services", "gateway": "edge", "account-db": "data"}
+	pools := map[string]string{"account": "services", "gateway": "edge", "account-db": "data", "nats": "data"}
 	// The database before what others need, that before the rest.
-	priorities := map[string]int{"account-db": 90, "gateway": 80, "account": 70}
+	priorities := map[string]int{"account-db": 90, "nats": 85, "gateway": 80, "account": 70}
 	for _, path := range files {
+		if filepath.Base(path) == demoFile {
+			continue
+		}
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			job := load(t, path, nil)
 			require.Equal(t, "all", *job.NodePool)
@@ -279,16 +271,28 @@ func testProduction(t *testing.T, client *jobs.Client, root string, files []stri
 		require.Zero(t, *job.Update.Canary, "a canary would find no free port")
 	})
 
-	t.Run("DatabaseWaitsForItsData", func(t *testing.T) {
-		job := load(t, filepath.Join(root, "nomad-jobs", "postgres.nomad.hcl"), nil)
-		group := job.TaskGroups[0]
-		require.Equal(t, "account-db-data", group.Volumes["data"].Source)
-		require.False(t, *group.Disconnect.Replace)
-		for _, task := range group.Tasks {
-			require.Len(t, task.VolumeMounts, 1)
-			require.Equal(t, "/var/lib/marquee/volumes/account-db", *task.VolumeMounts[0].Destination)
-		}
-	})
+	for name, c := range map[string]struct {
+		file  string
+		tasks []string // that have the data
+	}{
+		"account-db": {"postgres", []string{"postgresd", "meshproxyd"}}, // whose socket is there
+		"nats":       {"nats", []string{"natsd"}},
+	} {
+		t.Run(name+" waits for its data", func(t *testing.T) {
+			job := load(t, filepath.Join(root, "nomad-jobs", c.file+".nomad.hcl"), nil)
+			group := job.TaskGroups[0]
+			require.Equal(t, name+"-data", group.Volumes["data"].Source)
+			require.False(t, *group.Disconnect.Replace)
+			var have []string
+			for _, task := range group.Tasks {
+				for _, mount := range task.VolumeMounts {
+					require.Equal(t, "/var/lib/marquee/volumes/"+name, *mount.Destination)
+					have = append(have, task.Name)
+				}
+			}
+			require.ElementsMatch(t, c.tasks, have)
+		})
+	}
 
 	t.Run("Docker", func(t *testing.T) {
 		for _, name := range []string{"account", "gateway"} {
@@ -412,6 +416,12 @@ func testLifecycle(t *testing.T, client *jobs.Client) {
 		}
 		stop()
 		require.NoError(t, <-followed)
+		for _, i := range after.Instances {
+			require.Equal(t, 1, strings.Count(text.String(), jobs.Short(i.AllocID)+" probe | listening on "), text.String())
+		}
+		for _, i := range before.Instances {
+			require.NotContains(t, text.String(), jobs.Short(i.AllocID)+" probe | listening on ", "it is from before")
+		}
 	})
 
 	t.Run("BrokenVersionIsReverted", func(t *testing.T) {

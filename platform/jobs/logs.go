@@ -163,13 +163,21 @@ func (c *Client) tail(ctx context.Context, s stream, o LogOptions, out *lineWrit
 		return nil
 	}
 
-	q.Params["follow"], q.Params["offset"] = "true", "0"
+	// What comes after that. Nomad takes the offset 0 from the end for the start of
+	// the file, so that of a long log the last byte is read once more, and left out.
+	q.Params["follow"], q.Params["origin"], q.Params["offset"] = "true", "start", strconv.Itoa(len(past))
+	if !whole {
+		q.Params["origin"], q.Params["offset"] = "end", "1"
+	}
 	if body, err = c.nomad.Raw().Response("/v1/client/fs/logs/"+s.allocID, q); err != nil {
 		return fmt.Errorf("following the %s of %s in allocation %s: %w", s.kind, s.task, Short(s.allocID), explain(err))
 	}
 	defer body.Close()
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, 1<<20)
+	if !whole {
+		lines.Scan()
+	}
 	for lines.Scan() {
 		out.line(s, lines.Bytes())
 	}

@@ -23,6 +23,7 @@ var differs = map[string]map[string]string{
 	"driver": {
 		"postgres.nomad.hcl":        "Postgres is the machine's, there is no image of it",
 		"nats.nomad.hcl":            "there is no image of it, either",
+		"players.nomad.hcl":         "it runs on this machine's cluster only",
 		"sidecar/account.nomad.hcl": "Envoy runs by it, too, and has no image",
 	},
 	"host_network":      {"gateway.nomad.hcl": "nobody in the mesh calls it"},

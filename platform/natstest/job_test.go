@@ -3,8 +3,6 @@ package natstest
 import (
 	"context"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -16,9 +14,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/clustertest"
 	"github.com/marquee-ads/marquee/platform/discovery"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/mesh"
+	"github.com/marquee-ads/marquee/platform/release"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -27,29 +27,16 @@ func TestJob(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a cluster; run without -short")
 	}
-	root, err := tools.Root()
-	require.NoError(t, err)
-	// Not t.TempDir: a cluster's folder wants a short path.
-	dir, err := os.MkdirTemp("", "nats")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	c, err := cluster.Open(cluster.Config{Dir: filepath.Join(dir, "c"), Progress: func(line string) { t.Log(line) }})
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		require.NoError(t, c.Wipe(ctx))
-	})
+	c := clustertest.Start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	require.NoError(t, c.Up(ctx))
 
 	users := nomadapi.NewVariable("nomad/jobs/nats")
 	users.Items = nomadapi.VariableItems{"admin_password": `a+/"x=`, "order_password": "secret", "data": "kept"}
-	users, _, err = c.Nomad().Variables().Create(users, nil)
+	users, _, err := c.Nomad().Variables().Create(users, nil)
 	require.NoError(t, err)
 	require.NoError(t, c.SetEdge(ctx, "order", "nats", true))
-	deploy(ctx, t, c, root, dir)
+	deploy(ctx, t, c)
 
 	found := discovery.New(c.Consul(), discovery.Options{})
 	t.Cleanup(func() { require.NoError(t, found.Close()) })
@@ -102,15 +89,15 @@ func TestJob(t *testing.T) {
 	})
 }
 
-func deploy(ctx context.Context, t *testing.T, c *cluster.Cluster, root, dir string) {
+func deploy(ctx context.Context, t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	release := filepath.Join(dir, "0123456789ab")
-	require.NoError(t, os.Mkdir(release, 0o755))
-	proxy, server := filepath.Join(release, "meshproxyd"), filepath.Join(release, "natsd")
-	require.NoError(t, os.Symlink(find(t), server))
-	output, err := exec.Command("go", "build", "-o", proxy, filepath.Join(root, "platform", "cmd", "meshproxyd")).CombinedOutput()
-	require.NoError(t, err, string(output))
-	variables := map[string]string{"nats_binary": server, "proxy_binary": proxy, "postgres_data_folder": c.Volumes()}
+	root, err := tools.Root()
+	require.NoError(t, err)
+	built, err := release.Build(ctx, "natsd", "meshproxyd")
+	require.NoError(t, err)
+	variables := map[string]string{
+		"nats_binary": built["natsd"].Path, "proxy_binary": built["meshproxyd"].Path, "postgres_data_folder": c.Volumes(),
+	}
 	for _, v := range c.Env() {
 		if v.Name == "CONSUL_HTTP_ADDR" {
 			variables["consul_address"] = v.Value

@@ -1,6 +1,7 @@
-// Package release builds this repository's programs into folders named after
-// their contents, so that a job that is reverted runs the very program it ran
-// before, and the same code is never rolled twice.
+// Package release builds this repository's programs, and the servers that its
+// jobs run, into folders named after their contents, so that a job that is
+// reverted runs the very program it ran before, and the same code is never rolled
+// twice.
 package release
 
 import (
@@ -35,13 +36,17 @@ type Binary struct {
 // Folder is where a checkout keeps its releases.
 func Folder(root string) string { return filepath.Join(root, ".marquee", "releases") }
 
+// servers are the tools that jobs run, by the name that job files know them by.
+func servers() map[string]string { return map[string]string{"natsd": tools.NatsServer} }
+
 // Packages are the programs of a checkout by name, each with its folder relative
 // to root: every service's and the platform's cmd folders that end in d, those
-// of the end-to-end tests, and marquee itself.
+// of the end-to-end tests, the player, marquee itself, and natsd, which is
+// nats-server as tools/ pins it.
 func Packages(root string) (map[string]string, error) {
 	found := map[string]string{}
 	for _, pattern := range []string{
-		"services/*/cmd/*d/main.go", "platform/cmd/*d/main.go", "e2e/cmd/*d/main.go", "platform/cmd/marquee/main.go",
+		"services/*/cmd/*d/main.go", "services/*/cmd/player/main.go", "platform/cmd/*d/main.go", "e2e/cmd/*d/main.go", "platform/cmd/marquee/main.go",
 	} {
 		mains, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
@@ -58,6 +63,12 @@ func Packages(root string) (map[string]string, error) {
 				return nil, fmt.Errorf("two programs are called %s: %s and %s", name, other, rel)
 			}
 			found[name] = rel
+		}
+	}
+	for name, tool := range servers() {
+		dir := filepath.Join("tools", tool)
+		if _, err := os.Stat(filepath.Join(root, dir, "go.mod")); err == nil {
+			found[name] = dir
 		}
 	}
 	if len(found) == 0 {
@@ -109,7 +120,13 @@ func Build(ctx context.Context, names ...string) (map[string]Binary, error) {
 
 	built := make(map[string]Binary, len(names))
 	for _, name := range names {
-		if err := compile(ctx, root, all[name], filepath.Join(temp, name)); err != nil {
+		var err error
+		if tool := servers()[name]; tool != "" {
+			err = take(ctx, tool, filepath.Join(temp, name))
+		} else {
+			err = compile(ctx, root, all[name], filepath.Join(temp, name))
+		}
+		if err != nil {
 			return nil, err
 		}
 		b, err := store(root, temp, name)
@@ -145,6 +162,28 @@ func compile(ctx context.Context, root, pkg, out string) error {
 	default:
 		return &CompileError{Package: pkg, Output: strings.TrimSpace(output.String())}
 	}
+}
+
+// take copies a tool, which is made when it is missing.
+func take(ctx context.Context, tool, out string) error {
+	path, err := tools.Ensure(ctx, tool, nil)
+	if err != nil {
+		return fmt.Errorf("prepare %s: %w", tool, err)
+	}
+	from, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", tool, err)
+	}
+	defer from.Close()
+	to, err := os.Create(out)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", tool, err)
+	}
+	_, err = io.Copy(to, from)
+	if err = errors.Join(err, to.Close()); err != nil {
+		return fmt.Errorf("copy %s: %w", tool, err)
+	}
+	return nil
 }
 
 // store moves a built program to the folder of its contents.

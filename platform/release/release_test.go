@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/marquee-ads/marquee/platform/tools"
 )
 
 // checkout is a small one with two services and a program of the platform.
@@ -111,6 +113,26 @@ func keys(m map[string]Binary) func(func(string) bool) {
 			}
 		}
 	}
+}
+
+// What tools/ pins and jobs run is a release as well.
+func TestServer(t *testing.T) {
+	root, err := tools.Root()
+	require.NoError(t, err)
+	t.Setenv("MARQUEE_ROOT", root)
+	all, err := Packages(root)
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join("tools", "nats-server"), all["natsd"])
+	built, err := Build(t.Context(), "natsd")
+	require.NoError(t, err)
+	require.Equal(t, "natsd", filepath.Base(built["natsd"].Path))
+	out, err := exec.Command(built["natsd"].Path, "--version").CombinedOutput()
+	require.NoError(t, err)
+	require.Contains(t, string(out), "nats-server")
+	again, err := Build(t.Context(), "natsd")
+	require.NoError(t, err)
+	require.False(t, again["natsd"].New)
+	require.Equal(t, built["natsd"].Path, again["natsd"].Path)
 }
 
 func TestPackages(t *testing.T) {

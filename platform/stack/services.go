@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
@@ -25,6 +26,7 @@ type (
 		Name     string    `hcl:"name,label"`
 		Database bool      `hcl:"database,optional"`
 		Secrets  []string  `hcl:"secrets,optional"`
+		Events   bool      `hcl:"events,optional"`
 		Local    bool      `hcl:"local,optional"`
 		Range    hcl.Range `hcl:",def_range"`
 	}
@@ -35,8 +37,15 @@ var (
 	secretField = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 )
 
-// passwordField is where a service finds its database's password.
-const passwordField = "database_password"
+const (
+	// passwordField is where a service finds its database's password.
+	passwordField = "database_password"
+	// natsField is where a service finds its password for NATS.
+	natsField = "nats_password"
+	// nats is the job that carries events; operators is who its admin_password is for.
+	nats      = "nats"
+	operators = "admin"
+)
 
 // ReadServices are the platform's jobs as nomad-jobs/services.hcl of a checkout
 // has them, those that others need first. The error names the line and the mend.
@@ -59,10 +68,34 @@ func ReadServices(root string) ([]Service, error) {
 	}
 	var found []Service
 	for _, block := range have.Services {
+		if block.Events && !slices.ContainsFunc(found, func(s Service) bool { return s.Name == nats }) {
+			found = append(found, have.nats())
+		}
 		found = append(found, block.services()...)
 	}
 	return found, nil
 }
+
+// nats is the job for those that publish or consume events. It runs where any of
+// them does.
+func (s services) nats() Service {
+	service := Service{
+		Name: nats, File: "nomad-jobs/nats.nomad.hcl",
+		Binaries:  map[string]string{"nats_binary": "natsd", "proxy_binary": "meshproxyd"},
+		Secrets:   []Secret{{Field: natsUser(operators), Generate: randomPassword}},
+		KeepsData: true, Local: true,
+	}
+	for _, block := range s.Services {
+		if block.Events {
+			service.Secrets = append(service.Secrets, Secret{Field: natsUser(block.Name), Generate: randomPassword})
+			service.Local = service.Local && block.Local
+		}
+	}
+	return service
+}
+
+// natsUser is the field of NATS's Nomad variable that has a user's password.
+func natsUser(name string) string { return strings.ReplaceAll(name, "-", "_") + "_password" }
 
 // DataJobs are the names of those that keep data, for which machines have volumes.
 func DataJobs(services []Service) []string {
@@ -78,6 +111,12 @@ func DataJobs(services []Service) []string {
 func (s services) check(root string) error {
 	var problems []error
 	there := map[string]bool{}
+	if slices.ContainsFunc(s.Services, func(b serviceBlock) bool { return b.Events }) {
+		there[nats] = true
+		if _, err := os.Stat(filepath.Join(root, filepath.FromSlash(s.nats().File))); err != nil {
+			problems = append(problems, fmt.Errorf("events need NATS, which has no job file: %w", err))
+		}
+	}
 	for _, block := range s.Services {
 		wrong := func(format string, args ...any) {
 			at := fmt.Sprintf("%s:%d: service %q: ", block.Range.Filename, block.Range.Start.Line, block.Name)
@@ -96,9 +135,17 @@ func (s services) check(root string) error {
 				wrong("it has no job file: %v", err)
 			}
 		}
+		if block.Events && block.Name == operators {
+			wrong("the user %s of NATS is for operators: choose another name for a service with events", operators)
+		}
 		for _, field := range block.Secrets {
-			if !secretField.MatchString(field) || block.Database && field == passwordField {
-				wrong("the secret %q must be lower-case letters, digits and underscores, and not %s, which a database comes with", field, passwordField)
+			switch {
+			case !secretField.MatchString(field):
+				wrong("the secret %q must be lower-case letters, digits and underscores", field)
+			case block.Database && field == passwordField:
+				wrong("the secret %q is the one which a database comes with", field)
+			case block.Events && field == natsField:
+				wrong("the secret %q is the one which events come with", field)
 			}
 		}
 	}
@@ -113,6 +160,9 @@ func (b serviceBlock) services() []Service {
 	}
 	for _, field := range b.Secrets {
 		service.Secrets = append(service.Secrets, Secret{Field: field, Generate: randomKey})
+	}
+	if b.Events {
+		service.Secrets = append(service.Secrets, Secret{Field: natsField, CopyOf: nats, CopyField: natsUser(b.Name)})
 	}
 	if !b.Database {
 		return []Service{service}

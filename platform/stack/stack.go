@@ -41,8 +41,8 @@ type Service struct {
 	Variables map[string]string
 	// Secrets are made once and handed to the job as a Nomad variable.
 	Secrets []Secret
-	// KeepsData says that it is a database: once it ran it never again starts on
-	// an empty volume.
+	// KeepsData says that its data stays on one machine, which has a volume for it.
+	// A database that ran once never again starts on an empty one.
 	KeepsData bool
 	// Local says that it runs on this machine's cluster alone.
 	Local bool
@@ -60,6 +60,9 @@ type Config struct {
 	// Services are the jobs; those of nomad-jobs/services.hcl when nil. Machines
 	// run none that is Local.
 	Services []Service
+	// Demo adds the job that plays the demo's displays, which starts when MakeDemo
+	// has made them.
+	Demo bool
 	// EdgesFiles are read together; nomad-jobs/edges.hcl when nil.
 	EdgesFiles []string
 	// Variables are values for the job files' variables, for example
@@ -88,6 +91,9 @@ func Open(cfg Config) (*Stack, error) {
 		if cfg.Services, err = ReadServices(cfg.Root); err != nil {
 			return nil, err
 		}
+	}
+	if cfg.Demo {
+		cfg.Services = append(slices.Clone(cfg.Services), players())
 	}
 	if cfg.EdgesFiles == nil {
 		cfg.EdgesFiles = []string{filepath.Join(cfg.Root, "nomad-jobs", "edges.hcl")}

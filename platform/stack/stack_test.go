@@ -128,6 +128,39 @@ func TestDatabase(t *testing.T) {
 		require.ErrorContains(t, err, "want one of account-db, account")
 	})
 
+	// A service that has events from now on is one user more, and the others keep
+	// their passwords.
+	t.Run("UsersOfNATS", func(t *testing.T) {
+		read := func(service string) nomad.VariableItems {
+			variable, _, err := s.Cluster().Nomad().Variables().Read("nomad/jobs/"+service, nil)
+			require.NoError(t, err)
+			return variable.Items
+		}
+		prepare := func(text string) {
+			services, err := stack.ReadServices(write(t, text, "order.nomad.hcl", "billing.nomad.hcl", "nats.nomad.hcl"))
+			require.NoError(t, err)
+			for i := range services {
+				services[i].Binaries = nil // nothing is deployed
+			}
+			with, err := stack.Open(stack.Config{Root: root, Cluster: cluster.Config{Dir: filepath.Join(dir, "c")}, Services: services})
+			require.NoError(t, err)
+			require.NoError(t, with.Prepare(ctx))
+		}
+		const order = "service \"order\" {\n  events = true\n}\n"
+		prepare(order)
+		first := read("nats")
+		require.Len(t, first, 2)
+		require.NotEmpty(t, first["admin_password"])
+		require.Equal(t, nomad.VariableItems{"nats_password": first["order_password"]}, read("order"))
+		prepare(order + "service \"billing\" {\n  events = true\n}\n")
+		second := read("nats")
+		require.Len(t, second, 3)
+		require.Equal(t, first["admin_password"], second["admin_password"])
+		require.Equal(t, first["order_password"], second["order_password"])
+		require.Equal(t, nomad.VariableItems{"nats_password": second["billing_password"]}, read("billing"))
+		require.NotEqual(t, second["order_password"], second["billing_password"])
+	})
+
 	t.Run("Orphans", func(t *testing.T) {
 		orphans, err := s.Orphans(ctx)
 		require.NoError(t, err)

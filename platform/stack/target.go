@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +56,8 @@ func (l laptop) Place(_ context.Context, programs map[string]release.Binary, _ f
 	for variable, program := range programs {
 		variables[variable] = program.Path
 	}
-	// The agents' addresses are known when the cluster was up.
+	// Addresses are known when the cluster was up.
+	variables["media_port"] = strconv.Itoa(l.MediaPort())
 	for _, v := range l.Env() {
 		if v.Name == "CONSUL_HTTP_ADDR" {
 			variables["consul_address"] = v.Value
@@ -81,7 +83,10 @@ func (l laptop) Facts(ctx context.Context, say func(string)) (map[string]string,
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"postgres_bin_dir": postgres, "postgres_data_folder": l.Volumes()}, nil
+	return map[string]string{
+		"postgres_bin_dir": postgres, "postgres_data_folder": l.Volumes(),
+		"media_url": "file://" + filepath.Join(l.Volumes(), "media"),
+	}, nil
 }
 
 // ProductionVariables is the variables file for clusters of machines.

@@ -113,8 +113,8 @@ var (
 // cleaned are the settings as they are stored, or an error that names what is not
 // possible about them. Errors: ErrSettings.
 func (s Settings) cleaned() (Settings, error) {
-	name, err := precis.Nickname.String(s.Name)
-	if n := utf8.RuneCountInString(name); err != nil || n < 1 || n > maxName {
+	name, ok := cleanName(s.Name)
+	if !ok {
 		return Settings{}, ErrSettings.WithField("settings.name", "name.characters", "is empty, longer than 100 characters, or holds control or invisible characters")
 	}
 	s.Name = name
@@ -144,6 +144,13 @@ func (s Settings) cleaned() (Settings, error) {
 		}
 	}
 	return s, nil
+}
+
+// cleanName is a name as it is stored; not ok is one that is none.
+func cleanName(text string) (name string, ok bool) {
+	name, err := precis.Nickname.String(text)
+	n := utf8.RuneCountInString(name)
+	return name, err == nil && n >= 1 && n <= maxName
 }
 
 const minutesOfDay = 24 * 60

@@ -153,17 +153,28 @@ func (g *ingester) commit(ctx context.Context, group []*handedIn) {
 }
 
 func (g *ingester) tryUntil(ctx context.Context, until time.Time, plays []Play, rejected []RejectedPlay) (Stored, error) {
+	var stored Stored
+	err := patiently(ctx, until, func() (err error) {
+		stored, err = g.plays.StorePlays(ctx, plays, rejected, g.now().UTC().Truncate(time.Microsecond))
+		return err
+	})
+	return stored, err
+}
+
+// patiently uses the database, again and again while it is away, until a time or
+// until ctx ends.
+func patiently(ctx context.Context, until time.Time, use func() error) error {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		stored, err := g.plays.StorePlays(ctx, plays, rejected, g.now().UTC().Truncate(time.Microsecond))
+		err := use()
 		if err == nil || !errors.Is(err, database.ErrUnavailable) || time.Now().Add(pause).After(until) {
-			return stored, err
+			return err
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return Stored{}, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 	}
 }

@@ -2,11 +2,12 @@ package device
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// planeMetrics count what becomes of plays.
+// planeMetrics count what becomes of plays and commands.
 type planeMetrics struct {
 	stored, duplicate prometheus.Counter
 	rejected          *prometheus.CounterVec // by reason
 	waiting           prometheus.Gauge
+	commands          *prometheus.CounterVec // by outcome
 	all               []prometheus.Collector
 }
 
@@ -22,11 +23,17 @@ func newPlaneMetrics(players func() int) *planeMetrics {
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "device_batches_waiting", Help: "Batches of plays that are not acknowledged yet.",
 		}),
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "device_commands_total", Help: "Commands that were handed to players, and replies by what became of their command; ignored are those to no open command of the device.",
+		}, []string{"outcome"}),
+	}
+	for _, outcome := range []string{"sent", "done", "declined", "failed", "ignored"} {
+		m.commands.WithLabelValues(outcome)
 	}
 	for _, reason := range []Rejection{Malformed, UnknownCreative, InTheFuture, TooOld, TooLong} {
 		m.rejected.WithLabelValues(string(reason)) // shown from the beginning
 	}
-	m.all = []prometheus.Collector{plays, m.rejected, m.waiting, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	m.all = []prometheus.Collector{plays, m.rejected, m.waiting, m.commands, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "device_players_connected", Help: "Players that are connected to this instance.",
 	}, func() float64 { return float64(players()) })}
 	return m

@@ -3,6 +3,7 @@ package device
 import (
 	"encoding/base64"
 	"strings"
+	"unicode/utf8"
 )
 
 // Page says which part of a list is wanted.
@@ -35,7 +36,9 @@ func (p Page) open(of string) (string, error) {
 		return "", ErrPageTokenInvalid.Because(err)
 	}
 	position, ok := strings.CutPrefix(string(raw), of+":")
-	if !ok || position == "" {
+	// Postgres would not take it.
+	storable := utf8.ValidString(position) && !strings.ContainsRune(position, 0)
+	if !ok || position == "" || !storable {
 		return "", ErrPageTokenInvalid
 	}
 	return position, nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,8 @@ const (
 	ChannelPlaylist = "playlist"
 	// ChannelPlays carries batches of plays up, and what became of them down.
 	ChannelPlays = "plays"
+	// ChannelCommands carries commands down, and replies to them up.
+	ChannelCommands = "commands"
 )
 
 // Session is one connection of a player that has been let in. Its methods may be
@@ -62,6 +65,11 @@ const (
 	CredentialsChanged ChangeKind = "credentials"
 	PlaylistChanged    ChangeKind = "playlist"
 	Connected          ChangeKind = "connected"
+	Disconnected       ChangeKind = "disconnected"
+	SettingsChanged    ChangeKind = "settings" // or made
+	PlaysStored        ChangeKind = "plays"    // told while somebody watches
+	CommandSent        ChangeKind = "commands"
+	GroupCommandSent   ChangeKind = "group-commands"
 )
 
 // Change is one thing that changed about a device.
@@ -70,10 +78,18 @@ type Change struct {
 	DeviceID string
 	// ConnectionID is that of Connected.
 	ConnectionID string
+	// Plays are those of PlaysStored, all of devices of OrganisationID.
+	Plays          []Play
+	OrganisationID string
+	// GroupCommandID is that of GroupCommandSent, which names no device.
+	GroupCommandID string
 }
 
 // PlaneStore is what the device plane keeps. Its errors are as Store's.
 type PlaneStore interface {
+	WatchStore
+	CommandQueue
+
 	// Secrets are the hashes of the credentials of those of the devices that can
 	// connect.
 	Secrets(ctx context.Context, deviceIDs []string) (map[string][]byte, error)
@@ -87,10 +103,13 @@ type PlaneStore interface {
 	ForgetInstance(ctx context.Context, instanceID string, now time.Time) error
 	// Connect makes these the connections of their devices and tells all instances.
 	Connect(ctx context.Context, instanceID string, connections []Connection) error
-	// Disconnect ends a connection, unless the device has another since.
+	// Disconnect ends a connection, unless the device has another since. It tells
+	// nobody.
 	Disconnect(ctx context.Context, c Connection, now time.Time) error
+	// TellDisconnected tells all instances that connections of these devices ended.
+	TellDisconnected(ctx context.Context, deviceIDs []string) error
 	// DisconnectOthers ends those of the instance's connections from before a time
-	// that are not among these.
+	// that are not among these, and tells all instances.
 	DisconnectOthers(ctx context.Context, instanceID string, ids []string, before, now time.Time) error
 	// Connections are the ids of the last connections of devices.
 	Connections(ctx context.Context, deviceIDs []string) (map[string]string, error)
@@ -126,6 +145,7 @@ type Plane struct {
 	now        func() time.Time
 	log        hclog.Logger
 	ingest     *ingester
+	watches    *Watches
 	metrics    *planeMetrics
 
 	mu          sync.Mutex
@@ -135,6 +155,10 @@ type Plane struct {
 	revisions uint64
 	// unsure means that the store may believe something else than is so.
 	unsure bool
+	// gone are devices whose connection ended, and others are not told yet.
+	gone []string
+	// left has room for one: there are some.
+	left chan struct{}
 }
 
 // connection is a session with what the plane knows of it.
@@ -149,20 +173,36 @@ type connection struct {
 		listens bool
 		sent    int64
 	}
+
+	commands struct {
+		sync.Mutex
+		listens bool
+		// sent are those that are not answered, and when they expire.
+		sent map[string]time.Time
+	}
 }
 
 // NewPlane makes one, which Run keeps going. instanceID names the process among
 // those of the service.
 func NewPlane(store PlaneStore, instanceID string, now func() time.Time, log hclog.Logger) *Plane {
-	p := &Plane{store: store, instanceID: instanceID, now: now, log: log, connections: make(map[string]*connection)}
+	p := &Plane{store: store, instanceID: instanceID, now: now, log: log, connections: make(map[string]*connection), left: make(chan struct{}, 1)}
 	p.metrics = newPlaneMetrics(p.players)
 	p.ingest = newIngester(store, now, log, p.metrics)
+	p.watches = newWatches(store, log)
 	return p
 }
 
+// Watches are those of this instance.
+func (p *Plane) Watches() *Watches { return p.watches }
+
 // Metrics are device_plays_total{outcome}, device_plays_rejected_total{reason},
-// device_batches_waiting and device_players_connected.
-func (p *Plane) Metrics() []prometheus.Collector { return p.metrics.all }
+// device_batches_waiting, device_commands_total{outcome}, device_players_connected
+// and device_watches_open.
+func (p *Plane) Metrics() []prometheus.Collector {
+	return append(slices.Clone(p.metrics.all), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "device_watches_open", Help: "Callers that watch devices at this instance.",
+	}, func() float64 { return float64(p.watches.callers()) }))
+}
 
 // players is how many are connected to this instance.
 func (p *Plane) players() int {
@@ -256,6 +296,48 @@ func (p *Plane) Disconnected(ctx context.Context, session Session) {
 		p.mu.Unlock()
 		p.log.Warn("the end of a connection is not recorded yet", "device", session.DeviceID(), "error", err)
 	}
+	// Also after an error: it may have been recorded.
+	p.mu.Lock()
+	p.gone = append(p.gone, session.DeviceID())
+	p.mu.Unlock()
+	signal(p.left)
+}
+
+// tellGone tells other instances whose connections ended, those of a moment
+// together: a commit that tells something waits for all others that do.
+func (p *Plane) tellGone(ctx context.Context) {
+	for {
+		select {
+		case <-p.left:
+		case <-ctx.Done():
+			return
+		}
+		for wait := goneTogether; pause(ctx, wait); wait = seenEvery {
+			if p.tellGoneNow(ctx) {
+				break
+			}
+		}
+	}
+}
+
+// tellGoneNow says whether it did.
+func (p *Plane) tellGoneNow(ctx context.Context) bool {
+	p.mu.Lock()
+	gone := p.gone
+	p.gone = nil
+	p.mu.Unlock()
+	if len(gone) == 0 {
+		return true
+	}
+	err := p.store.TellDisconnected(ctx, gone)
+	if err == nil {
+		return true
+	}
+	p.log.Warn("other instances do not learn yet whose connections ended", "error", err)
+	p.mu.Lock()
+	p.gone = append(p.gone, gone...)
+	p.mu.Unlock()
+	return false
 }
 
 // connectionOf is the connection of a session, nil when it has ended.
@@ -269,16 +351,19 @@ func (p *Plane) connectionOf(deviceID, sessionID string) *connection {
 }
 
 // Listens is told when a player begins to listen to a channel: it gets the
-// newest playlist at once.
+// newest playlist, and the commands that it has not answered, at once.
 func (p *Plane) Listens(ctx context.Context, session Session, channel string) {
 	c := p.connectionOf(session.DeviceID(), session.ID())
-	if channel != ChannelPlaylist || c == nil {
-		return
+	switch {
+	case c == nil:
+	case channel == ChannelPlaylist:
+		c.playlist.Lock()
+		c.playlist.listens, c.playlist.sent = true, 0
+		c.playlist.Unlock()
+		p.sendPlaylist(ctx, c)
+	case channel == ChannelCommands:
+		p.sendOpenCommands(ctx, c)
 	}
-	c.playlist.Lock()
-	c.playlist.listens, c.playlist.sent = true, 0
-	c.playlist.Unlock()
-	p.sendPlaylist(ctx, c)
 }
 
 // sendPlaylist sends the newest playlist if the player listens and does not have
@@ -315,6 +400,9 @@ func (p *Plane) sendVersion(c *connection, newest Playlist) error {
 // Received takes what a player sent. It returns when that is stored, so that it
 // may be acknowledged; after an error it must not be.
 func (p *Plane) Received(ctx context.Context, session Session, channel string, payload []byte) error {
+	if channel == ChannelCommands {
+		return p.replied(ctx, session, payload)
+	}
 	if channel != ChannelPlays {
 		return nil
 	}
@@ -339,17 +427,19 @@ const (
 	partitionEvery = time.Hour
 	listenAgain    = 200 * time.Millisecond
 	pushesAtOnce   = 8
+	goneTogether   = 20 * time.Millisecond
 )
 
 // Run keeps the plane going until ctx ends, and then says goodbye to the store.
 func (p *Plane) Run(ctx context.Context) error {
 	var all sync.WaitGroup
-	for _, run := range []func(context.Context){p.ingest.run, p.listen, p.tick} {
+	for _, run := range []func(context.Context){p.ingest.run, p.listen, p.tick, p.watches.run, p.tellGone} {
 		all.Go(func() { run(ctx) })
 	}
 	all.Wait()
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
+	p.tellGoneNow(leave)
 	if err := p.store.ForgetInstance(leave, p.instanceID, p.moment()); err != nil {
 		p.log.Warn("the store still believes this instance; it will for five seconds", "error", err)
 	}
@@ -403,7 +493,11 @@ func (p *Plane) listen(ctx context.Context) {
 		})
 	}
 	for {
-		err := p.store.Changes(ctx, func() { p.reconcile(ctx) }, changed)
+		err := p.store.Changes(ctx, func() {
+			p.watches.listens()
+			p.reconcile(ctx)
+		}, changed)
+		p.watches.deaf()
 		if ctx.Err() != nil {
 			return
 		}
@@ -421,10 +515,15 @@ func (p *Plane) listen(ctx context.Context) {
 // changed does what a change asks of this instance; what waits for the database
 // goes on in parallel.
 func (p *Plane) changed(ctx context.Context, change Change, parallel func(func())) {
+	p.watches.heard(change)
 	if change.Kind == CredentialsChanged {
 		p.mu.Lock()
 		p.revisions++
 		p.mu.Unlock()
+	}
+	if change.Kind == GroupCommandSent {
+		parallel(func() { p.commandsChanged(ctx, change) })
+		return
 	}
 	c := p.connectionOf(change.DeviceID, "")
 	if c == nil {
@@ -444,6 +543,8 @@ func (p *Plane) changed(ctx context.Context, change Change, parallel func(func()
 		})
 	case PlaylistChanged:
 		parallel(func() { p.sendPlaylist(ctx, c) })
+	case CommandSent:
+		parallel(func() { p.commandsChanged(ctx, change) })
 	}
 }
 
@@ -523,6 +624,11 @@ func (p *Plane) reconciled(ctx context.Context) error {
 			p.sendPlaylist(ctx, c)
 		}
 	}
+	open, err := p.store.OpenCommands(ctx, ids, p.moment())
+	if err != nil {
+		return err
+	}
+	p.sendCommands(ctx, open)
 	return nil
 }
 

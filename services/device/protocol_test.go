@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,7 +18,7 @@ func TestProtocolDocument(t *testing.T) {
 	raw, err := os.ReadFile("../../docs/device-protocol.md")
 	require.NoError(t, err)
 	text := string(raw)
-	var plays, playlists int
+	var plays, playlists, commands, replies int
 	for _, block := range regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(text, -1) {
 		example := strings.TrimSpace(block[1])
 		require.True(t, json.Valid([]byte(example)), example)
@@ -35,13 +36,26 @@ func TestProtocolDocument(t *testing.T) {
 			require.NotEmpty(t, p.Items)
 			require.NotEmpty(t, p.Items[0].CreativeID)
 			playlists++
+		case strings.Contains(example, `"result"`):
+			reply, ok := device.ParseReply([]byte(example))
+			require.True(t, ok)
+			require.Equal(t, device.Done, reply.Result)
+			require.Empty(t, reply.Detail)
+			replies++
+		case strings.Contains(example, `"command_id"`):
+			commands++
 		}
 	}
-	require.Equal(t, [2]int{1, 1}, [2]int{plays, playlists}, "the examples of a play and a playlist")
+	require.Equal(t, [4]int{1, 1, 1, 1}, [4]int{plays, playlists, commands, replies}, "the examples of a play, a playlist, a command and a reply")
+	for _, kind := range []device.CommandKind{device.Identify, device.Refresh, device.Takedown, device.Screenshot} {
+		require.Contains(t, text, "| `"+string(kind)+"` |")
+	}
+	require.Contains(t, text, strconv.Itoa(device.MaxImage/1000)+",000 bytes in base64")
+	require.Contains(t, text, "There are at most "+strconv.Itoa(device.MaxOpenCommands)+".")
 	for _, reason := range []device.Rejection{device.Malformed, device.UnknownCreative, device.InTheFuture, device.TooOld, device.TooLong} {
 		require.Contains(t, text, "| `"+string(reason)+"` |")
 	}
-	for _, channel := range []string{"down/" + device.ChannelPlaylist, "down/" + device.ChannelPlays, "up/" + device.ChannelPlays} {
+	for _, channel := range []string{"down/" + device.ChannelPlaylist, "down/" + device.ChannelPlays, "up/" + device.ChannelPlays, "down/" + device.ChannelCommands, "up/" + device.ChannelCommands} {
 		require.Contains(t, text, "`d/<device id>/"+channel+"`")
 	}
 }

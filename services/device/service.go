@@ -26,6 +26,9 @@ var idPattern = regexp.MustCompile(`^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$`)
 // unexpected. What names a device that the organisation does not have fails with
 // ErrNotFound.
 type Store interface {
+	CommandStore
+	GroupStore
+
 	// CreateDevice stores a device, unless the request came before: then it returns
 	// the one that was made. Errors: ErrRequestIDReused, ErrTooManyDevices.
 	CreateDevice(ctx context.Context, r Request, d Device) (Device, error)
@@ -75,6 +78,8 @@ type Filter struct {
 	// VenueType also stands for those below it.
 	VenueType    string
 	NameContains string
+	// GroupID is of a group that they are in.
+	GroupID string
 }
 
 // Service is what the device service does for people and programs.
@@ -100,23 +105,20 @@ func (s *Service) Create(ctx context.Context, callerID, requestID, organisationI
 	if err != nil {
 		return Device{}, err
 	}
-	body, err := json.Marshal(struct {
+	now := s.moment()
+	r, err := newRequest(callerID, requestID, struct {
 		OrganisationID string
 		Settings       Settings
-	}{organisationID, settings})
+	}{organisationID, settings}, now)
 	if err != nil {
-		return Device{}, fmt.Errorf("making a fingerprint: %w", err)
+		return Device{}, err
 	}
-	now := s.moment()
-	id, err := ulid.New(ulid.Timestamp(now), s.random)
+	id, err := s.newID(idPrefix, now)
 	if err != nil {
-		return Device{}, fmt.Errorf("making an id: %w", err)
+		return Device{}, err
 	}
-	fingerprint := sha256.Sum256(body)
-	made, err := s.store.CreateDevice(ctx, Request{
-		CallerID: callerID, RequestID: requestID, Fingerprint: fingerprint[:], Time: now, ExpireTime: now.Add(RequestLifetime),
-	}, Device{
-		ID: idPrefix + id.String(), OrganisationID: organisationID, Settings: settings, State: Unclaimed,
+	made, err := s.store.CreateDevice(ctx, r, Device{
+		ID: id, OrganisationID: organisationID, Settings: settings, State: Unclaimed,
 		Revision: 1, CreateTime: now, UpdateTime: now,
 	})
 	if err != nil {
@@ -163,4 +165,23 @@ func (s *Service) Update(ctx context.Context, organisationID, id string, setting
 // Delete takes a device away; a repeat changes nothing. Errors: ErrNotFound.
 func (s *Service) Delete(ctx context.Context, organisationID, id string) error {
 	return s.store.DeleteDevice(ctx, organisationID, id, s.moment())
+}
+
+// newRequest is a write as it is remembered; body is all that it says.
+func newRequest(callerID, requestID string, body any, now time.Time) (Request, error) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return Request{}, fmt.Errorf("making a fingerprint: %w", err)
+	}
+	sum := sha256.Sum256(text)
+	return Request{CallerID: callerID, RequestID: requestID, Fingerprint: sum[:], Time: now, ExpireTime: now.Add(RequestLifetime)}, nil
+}
+
+// newID makes an id of a time.
+func (s *Service) newID(prefix string, now time.Time) (string, error) {
+	id, err := ulid.New(ulid.Timestamp(now), s.random)
+	if err != nil {
+		return "", fmt.Errorf("making an id: %w", err)
+	}
+	return prefix + id.String(), nil
 }

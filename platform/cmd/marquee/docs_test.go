@@ -174,6 +174,9 @@ func (n names) command(words []string) []string {
 		case at >= 0:
 			node = node.Children[at]
 			flags = append(flags, node.Flags...)
+		case node.DefaultCmd != nil:
+			node = node.DefaultCmd
+			flags = append(flags, node.Flags...)
 		case len(node.Children) > 0:
 			return []string{fmt.Sprintf("no command %q", word)}
 		}

@@ -10,6 +10,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 
@@ -42,6 +43,9 @@ func openDoor(ctx context.Context, c *consul.Client) (*door, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+		// A stream that is silent notices that its gateway's machine is gone. Gateways
+		// take a ping every 10 s.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the gateways: %w", err)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/demo"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/stack"
 )
@@ -128,16 +129,26 @@ nomad-client  -    -                logs/nomad-client.log
 }
 
 func TestWelcome(t *testing.T) {
-	demo := demoAccount{Name: "demo@example.com", Password: "secret"}
-	result := upResult{FirstServed: 9.87, Total: 12.34, Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}}}
-	text := welcome(result, demo, "bin/marquee")
+	account := demo.Owner{Key: "demo", Name: "demo@example.com", Password: "secret"}
+	result := upResult{FirstServed: 9.87, Total: 12.34, Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}}, Owners: []demo.Owner{account}}
+	text := welcome(result, "bin/marquee")
 	require.Contains(t, text, "first request served after 9.9 s, all of it healthy after 12.3 s")
 	require.Contains(t, text, "curl -X POST http://127.0.0.1:1/v1/accounts ")
 	require.Equal(t, 2, strings.Count(text, "\n  curl "))
 	require.Equal(t, 1, strings.Count(text, "\n  bin/marquee invoke "))
+	require.NotContains(t, text, "Displays")
+
+	account.OrganisationID, account.Organisation = "org_1", "Skyline Media"
+	account.Displays = []demo.Display{{DeviceID: "dev_1", Name: "Gate 7"}, {DeviceID: "dev_2", Name: "Gate 8"}}
+	result.Owners = []demo.Owner{account, {Key: "demo2", Name: "demo2@example.com", Password: "another"}}
+	text = welcome(result, "bin/marquee")
+	require.Contains(t, text, "demo@example.com, password secret (--as demo)\n            has 2 displays as Skyline Media, org_1\n")
+	require.Contains(t, text, "demo2@example.com, password another (--as demo2)\n")
+	require.Contains(t, text, "one of them (Gate 7):\n  bin/marquee watch devices\n  bin/marquee logs players --follow | grep --line-buffered dev_1\n")
+	require.Contains(t, text, `ListPlays '{"organisation_id":"org_1","device_id":"dev_1"}' --as demo`)
 
 	result.Unchanged = true
-	require.Contains(t, welcome(result, demo, "bin/marquee"), "nothing was changed")
+	require.Contains(t, welcome(result, "bin/marquee"), "nothing was changed")
 }
 
 func TestShellQuote(t *testing.T) {

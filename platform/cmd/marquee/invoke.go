@@ -27,7 +27,7 @@ type invokeCmd struct {
 	Method  string        `arg:"" help:"SERVICE/METHOD, for example marquee.account.v1.AccountService/GetAccount."`
 	Request string        `arg:"" optional:"" help:"The request as JSON; several one after the other for a stream; - reads standard input. Default: an empty request."`
 	Token   string        `help:"Access token to call with."`
-	As      string        `help:"Log in first: demo is the demo account." enum:",demo" default:""`
+	As      string        `help:"Log in first, as an owner of the demo's displays: ${owners}." enum:",${owners}" default:""`
 	Timeout time.Duration `default:"30s" help:"Deadline of the call; 0s for none."`
 }
 
@@ -54,7 +54,7 @@ func (c *invokeCmd) Run(e *env) error {
 		}
 		token := c.Token
 		if c.As != "" {
-			if token, err = demoToken(ctx, s, a, d); err != nil {
+			if token, err = demoToken(ctx, s, c.As, a, d); err != nil {
 				return errors.New(explainStatus(err, a.resolver()))
 			}
 		}

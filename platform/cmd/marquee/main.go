@@ -19,6 +19,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/demo"
 	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
@@ -41,7 +42,7 @@ const localCluster = "local"
 type cli struct {
 	Cluster string `default:"${local}" env:"MARQUEE_CLUSTER" help:"The cluster's name; its state is in .marquee/clusters/<name>."`
 
-	Up        upCmd        `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, demo account."`
+	Up        upCmd        `cmd:"" help:"Bring the platform up: tools, services, cluster, jobs, displays to look at."`
 	Down      downCmd      `cmd:"" help:"Stop everything the cluster runs; data stays unless --wipe."`
 	Status    statusCmd    `cmd:"" help:"Show services, instances, health and versions."`
 	Logs      logsCmd      `cmd:"" help:"Show a service's logs, all instances together."`
@@ -50,7 +51,7 @@ type cli struct {
 	Jobs      jobsCmd      `cmd:"" help:"Work on the jobs of any cluster: list, deploy, scale, config, exec, logs, stop."`
 	Nodes     nodesCmd     `cmd:"" help:"Work on the machines of any cluster: list, meta, drain, eligibility."`
 	Images    imagesCmd    `cmd:"" help:"Make container images of the services, for clusters whose machines run Docker."`
-	Watch     watchCmd     `cmd:"" help:"Call a service 50 times a second; a line a second says which instances answered."`
+	Watch     watchCmd     `cmd:"" help:"Watch who answers for a service, or displays: marquee watch devices."`
 	Invoke    invokeCmd    `cmd:"" help:"Call a method through the gateway with JSON."`
 	List      listCmd      `cmd:"" help:"List the services and methods that the gateway serves."`
 	Describe  describeCmd  `cmd:"" help:"Describe a service, a method or a message."`
@@ -65,7 +66,7 @@ type cli struct {
 
 // vars are the words in the help texts that come from elsewhere.
 func vars() kong.Vars {
-	return kong.Vars{"local": localCluster, "tools": strings.Join(tools.Names(), ", ")}
+	return kong.Vars{"local": localCluster, "tools": strings.Join(tools.Names(), ", "), "owners": strings.Join(demo.Keys(), ",")}
 }
 
 // Validate refuses names that are no folder's.
@@ -87,6 +88,7 @@ Examples:
   marquee up                                   bring everything up, change nothing that runs
   marquee status                               what runs, and how it is
   marquee watch account                        who answers, a line a second
+  marquee watch devices                        which displays are connected, and what they play
   marquee deploy account                       build and roll out that one
   marquee logs account -f                      follow its logs
   marquee invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as demo
@@ -154,7 +156,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 // open returns the platform without looking whether it runs.
 func (e *env) open(progress func(string)) (*stack.Stack, error) {
-	return e.openWith(stack.Config{Progress: progress})
+	return e.openWith(stack.Config{Progress: progress, Demo: true})
 }
 
 // openWith is open with values of the caller's own for the job files.

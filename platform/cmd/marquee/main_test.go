@@ -31,6 +31,11 @@ func TestRun(t *testing.T) {
 		{name: "Repository", args: []string{"images", "--push", "Not A Repository"}, code: exitUsage, stderr: `"Not A Repository" is no repository`},
 		{name: "UnknownTool", args: []string{"tools", "hammer"}, code: exitFailed, stderr: "there are nomad, consul, "},
 		{name: "Tools", args: []string{"tools", "--help"}, code: 0, stdout: "golangci-lint"},
+		{name: "Watch", args: []string{"watch", "--help"}, code: 0, stdout: "watch devices"},
+		{name: "WatchRate", args: []string{"watch", "account", "--rate", "0"}, code: exitFailed, stderr: "--rate=0: want 1 to 10000"},
+		{name: "WatchNothing", args: []string{"watch"}, code: exitUsage, stderr: "<service>"},
+		{name: "WatchAsNobody", args: []string{"watch", "devices", "--as", "root"}, code: exitUsage, stderr: "--as"},
+		{name: "WatchNotRunning", args: []string{"--cluster", "never-was", "watch", "devices"}, code: exitNotRunning, stderr: "up starts it"},
 		{name: "Version", args: []string{"version", "--json"}, code: 0, stdout: `"go": "go1.`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/marquee-ads/marquee/platform/cluster"
+	"github.com/marquee-ads/marquee/platform/demo"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/stack"
 )
@@ -23,6 +24,7 @@ const servedPath = "/v1/signing-keys"
 type upCmd struct {
 	JSON    bool          `name:"json" help:"Print the result as JSON; progress goes to standard error."`
 	Timeout time.Duration `default:"15m" help:"Give up after this long. What runs then keeps running."`
+	NoDemo  bool          `help:"Make no displays to look at, and run no players: there is the demo account alone. What was made before stays."`
 }
 
 // upResult is what up prints with --json.
@@ -33,6 +35,7 @@ type upResult struct {
 	Total       float64         `json:"total_seconds"`
 	Gateways    []stack.Gateway `json:"gateways"`
 	Account     string          `json:"demo_account"`
+	Owners      []demo.Owner    `json:"demo_owners"`
 }
 
 // Run brings everything up and says how to try it.
@@ -50,7 +53,7 @@ func (u *upCmd) up(e *env) error {
 	ctx, cancel := e.within(u.Timeout)
 	defer cancel()
 	steps := newSteps(e.stderr)
-	s, err := e.open(func(line string) { steps.say("%s", line) })
+	s, err := e.openWith(stack.Config{Progress: func(line string) { steps.say("%s", line) }, Demo: !u.NoDemo})
 	if err != nil {
 		return err
 	}
@@ -62,8 +65,8 @@ func (u *upCmd) up(e *env) error {
 		return because(ctx, err)
 	}
 
-	result := upResult{Cluster: e.name}
-	var demo demoAccount
+	result := upResult{Cluster: e.name, Owners: []demo.Owner{}}
+	var made demo.Demo
 	var deployed []jobs.Deployed
 	group, deploying := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -78,7 +81,12 @@ func (u *upCmd) up(e *env) error {
 		}
 		result.FirstServed = steps.elapsed().Seconds()
 		steps.say("the first request was served: GET http://%s%s", door.HTTP, servedPath)
-		demo, err = ensureDemoAccount(deploying, s, door)
+		if !u.NoDemo {
+			made, err = s.MakeDemo(deploying, door)
+			return err
+		}
+		account, err := s.MakeDemoAccount(deploying, door)
+		made.Owners = []demo.Owner{account}
 		return err
 	})
 	if err := group.Wait(); err != nil {
@@ -89,11 +97,11 @@ func (u *upCmd) up(e *env) error {
 		return err
 	}
 
-	result.Unchanged = before.Ready
+	result.Unchanged = before.Ready && !made.Changed
 	for _, d := range deployed {
 		result.Unchanged = result.Unchanged && d.Unchanged
 	}
-	result.Account = demo.Name
+	result.Account, result.Owners = made.Owners[0].Name, made.Owners
 	if result.Gateways, _, err = stack.Gateways(ctx, s.Cluster().Consul(), 0); err != nil {
 		return err
 	}
@@ -104,7 +112,11 @@ func (u *upCmd) up(e *env) error {
 	if u.JSON {
 		return e.printJSON(result)
 	}
-	_, err = fmt.Fprint(e.stdout, welcome(result, demo, commandName(os.Args[0])))
+	command := commandName(os.Args[0])
+	if e.name != localCluster {
+		command += " --cluster " + e.name
+	}
+	_, err = fmt.Fprint(e.stdout, welcome(result, command))
 	return err
 }
 
@@ -123,7 +135,7 @@ func commandName(called string) string {
 
 // welcome is what a person reads when everything is up; command calls this
 // program.
-func welcome(r upResult, demo demoAccount, command string) string {
+func welcome(r upResult, command string) string {
 	var text strings.Builder
 	if r.Unchanged {
 		text.WriteString("\nEverything was up already; nothing was changed.\n")
@@ -134,14 +146,27 @@ func welcome(r upResult, demo demoAccount, command string) string {
 	for _, g := range r.Gateways {
 		fmt.Fprintf(&text, "  %s\n", doors(g))
 	}
-	fmt.Fprintf(&text, "  account   %s, password %s\n", demo.Name, demo.Password)
-	url := "http://" + r.Gateways[0].HTTP
+	for _, o := range r.Owners {
+		fmt.Fprintf(&text, "  account   %s, password %s (--as %s)\n", o.Name, o.Password, o.Key)
+		if len(o.Displays) > 0 {
+			fmt.Fprintf(&text, "            has %d displays as %s, %s\n", len(o.Displays), o.Organisation, o.OrganisationID)
+		}
+	}
+	url, first := "http://"+r.Gateways[0].HTTP, r.Owners[0]
 	fmt.Fprintf(&text, `
 Try:
   curl -X POST %[1]s/v1/accounts -H 'content-type: application/json' -d '{"request_id":"my-first-sign-up","name":"ada@example.com","password":"a long pass phrase"}'
   curl -X POST %[1]s/v1/sessions -H 'content-type: application/json' -d '{"name":"%[2]s","password":"%[3]s"}'
-  %[4]s invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as demo
-`, url, demo.Name, demo.Password, command)
+  %[4]s invoke marquee.account.v1.AccountService/GetAccount '{"account_id":"me"}' --as %[5]s
+`, url, first.Name, first.Password, command, first.Key)
+	if len(first.Displays) > 0 {
+		fmt.Fprintf(&text, `
+Displays, all of them and one of them (%[4]s):
+  %[1]s watch devices
+  %[1]s logs players --follow | grep --line-buffered %[2]s
+  %[1]s invoke marquee.device.v1.DeviceService/ListPlays '{"organisation_id":"%[3]s","device_id":"%[2]s"}' --as %[5]s
+`, command, first.Displays[0].DeviceID, first.OrganisationID, first.Displays[0].Name, first.Key)
+	}
 	return text.String()
 }
 

@@ -20,13 +20,18 @@ import (
 )
 
 type watchCmd struct {
+	Service watchServiceCmd `cmd:"" default:"withargs" help:"Call a service 50 times a second; a line a second says which instances answered."`
+	Devices watchDevicesCmd `cmd:"" help:"Show which displays are connected, and what they play, as it happens."`
+}
+
+type watchServiceCmd struct {
 	Service string `arg:"" help:"The service, for example account."`
 	Method  string `placeholder:"SERVICE/METHOD" help:"What to call with an empty request. Default: a method of the service that changes nothing and that anyone may call."`
 	Rate    int    `default:"50" help:"Calls a second, through all gateways in turn."`
 }
 
 // Run watches until Ctrl-C.
-func (c *watchCmd) Run(e *env) error {
+func (c *watchServiceCmd) Run(e *env) error {
 	if c.Rate < 1 || c.Rate > 10000 {
 		return fmt.Errorf("--rate=%d: want 1 to 10000 calls a second", c.Rate)
 	}

@@ -319,7 +319,7 @@ func (h *hook) OnPacketProcessed(client *mochi.Client, pk packets.Packet, err er
 	if s == nil || err != nil || pk.FixedHeader.Type != packets.Subscribe {
 		return
 	}
-	for _, channel := range []string{device.ChannelPlaylist, device.ChannelPlays} {
+	for _, channel := range []string{device.ChannelPlaylist, device.ChannelPlays, device.ChannelCommands} {
 		for _, sub := range pk.Filters {
 			if listensTo(s.device, sub.Filter, channel) {
 				h.plane.Listens(h.ctx, s, channel)

@@ -10,23 +10,23 @@ import (
 	"sync"
 )
 
-// keep makes content the contents of the file at path: after a power cut it has the
-// old contents or the new ones.
-func keep(path string, content []byte, mode fs.FileMode) error {
+// keep makes content the contents of the file at path, which is the user's alone:
+// after a power cut it has the old contents or the new ones.
+func keep(path string, content []byte) error {
 	temp := path + ".new"
 	// One that a killed process left would keep its permissions.
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if err := writeSynced(temp, content, mode); err != nil {
+	if err := writeSynced(temp, content); err != nil {
 		os.Remove(temp)
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return replace(temp, path)
 }
 
-func writeSynced(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
+func writeSynced(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (i Identity) Keep(dir string) error {
 	if err != nil {
 		return fmt.Errorf("keeping who this player is: %w", err)
 	}
-	return keep(filepath.Join(dir, identityFile), append(text, '\n'), 0o600)
+	return keep(filepath.Join(dir, identityFile), append(text, '\n'))
 }
 
 // ErrClaimCode is a claim code that is not good, or not any more.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,8 @@ const (
 	playsTaken = 30 * 24 * time.Hour
 	// steady is how long a connection lasts that was a good one.
 	steady = 10 * time.Second
+	// noServerPause is how often servers are looked for while none is known.
+	noServerPause = 500 * time.Millisecond
 )
 
 // ErrRefused is credentials that are not good, or not any more.
@@ -47,15 +50,14 @@ func (d *Display) connect(ctx, playing context.Context) {
 	if d.spread > 0 && sleep(playing, rand.N(d.spread)) != nil {
 		return
 	}
-	var servers []string
+	var untried []string
 	for attempts := 0; playing.Err() == nil; attempts++ {
-		if len(servers) == 0 {
-			servers = append(servers, d.servers...)
-			rand.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
-		}
-		server := servers[0]
-		servers = servers[1:]
 		d.update(func(s *Status) { s.Connection = Connecting })
+		server, rest, err := d.nextServer(playing, untried)
+		if err != nil {
+			return
+		}
+		untried = rest
 		began := time.Now()
 		why := d.session(ctx, playing, server)
 		d.update(func(s *Status) { s.Connection = why.next })
@@ -80,6 +82,32 @@ func (d *Display) connect(ctx, playing context.Context) {
 		d.says("not connected to %s: %v; the next attempt is in %s", server, why.reason, pause.Round(100*time.Millisecond))
 		if sleep(playing, pause) != nil {
 			return
+		}
+	}
+}
+
+// nextServer takes one of those that were not tried yet and are still servers, or of
+// all when there is none. It waits while no server is known.
+func (d *Display) nextServer(playing context.Context, untried []string) (server string, rest []string, err error) {
+	for told := false; ; told = true {
+		all, err := d.servers()
+		untried = slices.DeleteFunc(untried, func(s string) bool { return !slices.Contains(all, s) })
+		if len(untried) == 0 {
+			untried = slices.Clone(all)
+			rand.Shuffle(len(untried), func(i, j int) { untried[i], untried[j] = untried[j], untried[i] })
+		}
+		if len(untried) > 0 {
+			return untried[0], untried[1:], nil
+		}
+		if !told {
+			if err == nil {
+				err = errors.New("no server is known")
+			}
+			d.update(func(s *Status) { s.Connection = Offline })
+			d.says("not connected: %v", err)
+		}
+		if err := sleep(playing, noServerPause); err != nil {
+			return "", nil, err
 		}
 	}
 }
@@ -130,21 +158,23 @@ func (d *Display) session(ctx, playing context.Context, server string) lost {
 		shut()
 		watching.Wait()
 	}()
-	if _, err := client.Subscribe(connecting, &paho.Subscribe{
-		Subscriptions: []paho.SubscribeOptions{{Topic: "d/" + id + "/down/#", QoS: 1}},
-	}); err != nil {
-		return lost{next: Offline, reason: fmt.Errorf("subscribing: %w", err)}
+	failed := func(err error) lost {
+		select {
+		case <-client.Done():
+			return whyEnded(ctx, ended)
+		default:
+			return lost{next: Offline, reason: err}
+		}
 	}
+	if err := d.subscribe(open, client); err != nil {
+		return failed(err)
+	}
+	watching.Go(func() { d.answer(open, client) })
 	d.update(func(s *Status) { s.Connection = Connected })
 	d.says("connected to %s", server)
 	for {
 		if err := d.handIn(open, client); err != nil {
-			select {
-			case <-client.Done():
-				return whyEnded(ctx, ended)
-			default:
-				return lost{next: Offline, reason: err}
-			}
+			return failed(err)
 		}
 		select {
 		case <-d.written:
@@ -228,6 +258,8 @@ func (d *Display) received(topic string, payload []byte) {
 			return
 		}
 		d.want(p)
+	case down + "commands":
+		d.commanded(payload)
 	case down + "plays":
 		var receipt struct {
 			Rejected   int64 `json:"rejected"`

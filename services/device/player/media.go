@@ -330,7 +330,7 @@ func (m *Media) restart(f *os.File, sum hash.Hash, tag string, res *http.Respons
 	if validator == "" || strings.HasPrefix(validator, "W/") {
 		validator = res.Header.Get("Last-Modified")
 	}
-	return keep(tag, []byte(validator), 0o600)
+	return keep(tag, []byte(validator))
 }
 
 // because is why ctx ended, if that made err.

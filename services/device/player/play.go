@@ -34,13 +34,12 @@ func (d *Display) play(ctx context.Context) {
 		if p.Version != version {
 			version, next = p.Version, 0
 		}
-		if len(p.Items) == 0 {
+		item, ok := d.nextItem(p, &next)
+		if !ok {
 			d.show(nil, time.Time{})
 			held = d.waitForItems(ctx, held)
 			continue
 		}
-		item := p.Items[next%len(p.Items)]
-		next++
 		began := time.Now()
 		d.show(&item, began.Add(item.Duration()))
 		d.waitFor(ctx, item)
@@ -53,6 +52,20 @@ func (d *Display) play(ctx context.Context) {
 	if len(held) > 0 {
 		d.says("%d plays are lost: they could not be written down", len(held))
 	}
+}
+
+// nextItem is the next of a playlist that is not taken down; next counts on.
+func (d *Display) nextItem(p Playlist, next *int) (Item, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for range p.Items {
+		item := p.Items[*next%len(p.Items)]
+		*next++
+		if !d.takenDown(item, p.Version) {
+			return item, true
+		}
+	}
+	return Item{}, false
 }
 
 func (d *Display) show(item *Item, until time.Time) {
@@ -77,7 +90,7 @@ func (d *Display) waitFor(ctx context.Context, item Item) {
 			return
 		case <-d.changed:
 			d.mu.Lock()
-			stays := d.playlist.shows(item)
+			stays := d.playlist.shows(item) && !d.takenDown(item, d.playlist.Version)
 			d.mu.Unlock()
 			if !stays {
 				return
@@ -86,7 +99,7 @@ func (d *Display) waitFor(ctx context.Context, item Item) {
 	}
 }
 
-// waitForItems returns when there is another playlist, or plays were written down
+// waitForItems returns when there may be something to show, or plays were written down
 // that were held.
 func (d *Display) waitForItems(ctx context.Context, held []heldPlay) []heldPlay {
 	for {

@@ -41,6 +41,10 @@ func (w *watcher) Played(_ *Display, play Play) {
 	w.played = append(w.played, play)
 }
 
+func (w *watcher) Identifies(d *Display, duration time.Duration) {
+	w.Says(d, "identifies for "+duration.String())
+}
+
 func (w *watcher) Says(_ *Display, text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,7 +70,7 @@ func alone(t *testing.T, dir string, wall func() time.Time, change func(d *Displ
 	t.Helper()
 	w := &watcher{}
 	p, err := New(Config{
-		Dir: dir, Servers: []string{"127.0.0.1:1"}, Devices: []Credentials{{deviceID, "mqd_x"}}, Observer: w, Wall: wall, JournalLimit: math.MaxInt64,
+		Dir: dir, Servers: func() ([]string, error) { return []string{"127.0.0.1:1"}, nil }, Devices: []Credentials{{deviceID, "mqd_x"}}, Observer: w, Wall: wall, JournalLimit: math.MaxInt64,
 	})
 	require.NoError(t, err)
 	d := p.Displays()[0]

@@ -19,6 +19,8 @@ type Observer interface {
 	Shows(d *Display, item *Item)
 	// Played is called when a play was written down.
 	Played(d *Display, play Play)
+	// Identifies is called when somebody wants to see for a while which display it is.
+	Identifies(d *Display, duration time.Duration)
 	// Says is called with what a person should know: that something does not work,
 	// or works again.
 	Says(d *Display, text string)
@@ -28,8 +30,9 @@ type Observer interface {
 type Config struct {
 	// Dir is the folder of all that is kept; one process uses it at a time.
 	Dir string
-	// Servers are addresses to connect to, host:port.
-	Servers  []string
+	// Servers are the addresses to connect to, host:port. It is asked before each
+	// connection, so that what it returns may change, and be empty for a while.
+	Servers  func() ([]string, error)
 	Devices  []Credentials
 	Observer Observer
 	// Wall is the clock that plays are dated by. It may jump, and not be set.
@@ -136,6 +139,8 @@ type Status struct {
 	// Item is what is shown, until Until; nil is nothing.
 	Item  *Item
 	Until time.Time
+	// Identify is until when it is to be seen which display it is.
+	Identify time.Time
 	// Plays were written down since the start, Unsent of all are not acknowledged,
 	// and Held wait for the clock or the disk.
 	Plays, Unsent, Held int64
@@ -149,25 +154,34 @@ type Status struct {
 type Display struct {
 	credentials  Credentials
 	playlistPath string
-	servers      []string
+	servers      func() ([]string, error)
 	spread       time.Duration
 	observer     Observer
 	wall         func() time.Time
 	media        *Media
 	journal      *Journal
 	syncer       *syncer
-	kept         int64           // version of the playlist on disk; of take alone
+	kept         Playlist        // what is on disk; of take alone
 	nothing      func(why error) // is told that it has nothing to play, and will not get it
 
-	changed chan struct{} // the playlist was replaced
+	takedownsPath string
+	keeping       sync.Mutex // of the file at takedownsPath
+
+	changed chan struct{} // the playlist was replaced, or something was taken down
 	arrived chan struct{} // wanted was replaced
 	written chan struct{} // there are plays to hand in
 	handed  chan struct{} // a batch was acknowledged
+	toReply chan struct{} // there are replies to send
 
-	mu       sync.Mutex
-	playlist Playlist // what is played
-	wanted   Playlist // the newest that was received
-	status   Status
+	mu          sync.Mutex
+	playlist    Playlist // what is played
+	wanted      Playlist // the newest that was received
+	refreshing  bool     // the next that is received is wanted, whatever its version
+	status      Status
+	takedowns   map[string]int64 // versions of playlists, up to which creatives are not shown
+	replies     []reply          // to send
+	answered    map[string]reply // those of the last commands, by their ids
+	answeredIDs []string         // in their order
 }
 
 func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Display, error) {
@@ -182,6 +196,7 @@ func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Displ
 		credentials: c, playlistPath: filepath.Join(dir, "playlist.json"), servers: cfg.Servers, spread: cfg.Spread,
 		observer: cfg.Observer, wall: cfg.Wall, media: media, syncer: syncer,
 		changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1), written: make(chan struct{}, 1), handed: make(chan struct{}, 1),
+		toReply: make(chan struct{}, 1), answered: make(map[string]reply), takedownsPath: filepath.Join(dir, "takedowns.json"),
 		status: Status{Connection: Connecting}, nothing: func(error) {},
 	}
 	kept, err := readPlaylist(d.playlistPath, c.DeviceID)
@@ -189,7 +204,10 @@ func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Displ
 		// The newest comes with the connection.
 		d.says("the playlist that was kept is not used: %v", err)
 	}
-	d.kept = kept.Version
+	d.kept = kept
+	if d.takedowns, err = readTakedowns(d.takedownsPath); err != nil {
+		d.says("what was taken down may be shown until there is a connection: %v", err)
+	}
 	media.Use(c.DeviceID, kept.Items...)
 	d.want(kept)
 	journal, cut, err := OpenJournal(filepath.Join(dir, "plays"), cfg.JournalLimit)
@@ -254,12 +272,12 @@ func (d *Display) handInLast() {
 	}
 }
 
-// want takes a playlist that was received, if it is newer.
+// want takes a playlist that was received, if it is newer or was asked for.
 func (d *Display) want(p Playlist) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if p.Version > d.wanted.Version {
-		d.wanted = p
+	if p.Version > d.wanted.Version || d.refreshing {
+		d.wanted, d.refreshing = p, false
 		signal(d.arrived)
 	}
 }
@@ -322,10 +340,11 @@ func (d *Display) take(ctx context.Context, p Playlist) {
 	d.playlist = p
 	d.mu.Unlock()
 	signal(d.changed)
-	for attempts := 0; d.kept != p.Version; attempts++ {
+	d.forgetTakedowns(p.Version)
+	for attempts := 0; !d.kept.equal(p); attempts++ {
 		err := p.keep(d.playlistPath)
 		if err == nil {
-			d.kept = p.Version
+			d.kept = p
 			break
 		}
 		d.says("a restart without a network would find the playlist before this one: %v", err)

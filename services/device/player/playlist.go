@@ -86,6 +86,11 @@ func (p Playlist) shows(item Item) bool {
 	return slices.ContainsFunc(p.Items, func(i Item) bool { return i.CreativeID == item.CreativeID && i.SHA256 == item.SHA256 })
 }
 
+// equal says whether two playlists are the same.
+func (p Playlist) equal(o Playlist) bool {
+	return p.DeviceID == o.DeviceID && p.Version == o.Version && slices.Equal(p.Items, o.Items)
+}
+
 // readPlaylist returns the playlist that was kept, the zero one when there is none.
 func readPlaylist(path, deviceID string) (Playlist, error) {
 	text, err := os.ReadFile(path)
@@ -103,5 +108,5 @@ func (p Playlist) keep(path string) error {
 	if err != nil {
 		return fmt.Errorf("keeping the playlist: %w", err)
 	}
-	return keep(path, text, 0o600)
+	return keep(path, text)
 }

@@ -27,15 +27,23 @@ func (s *Store) Claim(ctx context.Context, codeHash, secretHash []byte, now time
 		}
 		return err
 	}
-	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
-		deviceID, err = q.LockDeviceOfClaimCode(ctx, query.LockDeviceOfClaimCodeParams{CodeHash: codeHash, Now: now})
+	err = s.transactTelling(ctx, func(ctx context.Context, q *query.Queries, tell tell) error {
+		row, err := q.LockDeviceOfClaimCode(ctx, query.LockDeviceOfClaimCodeParams{CodeHash: codeHash, Now: now})
 		if err != nil {
 			return invalid(err)
 		}
+		deviceID = row.Device.DeviceID
 		if _, err := q.TakeClaimCode(ctx, query.TakeClaimCodeParams{CodeHash: codeHash, Now: now}); err != nil {
 			return invalid(err)
 		}
-		return setSecret(ctx, q, deviceID, secretHash, now)
+		if err := setSecret(ctx, q, deviceID, secretHash, now); err != nil {
+			return err
+		}
+		d, err := find(ctx, q, row.Device.OrganisationID, deviceID)
+		if err != nil {
+			return err
+		}
+		return tell(ctx, deviceClaimed, d)
 	})
 	return deviceID, err
 }
@@ -59,13 +67,18 @@ func (s *Store) Rotate(ctx context.Context, organisationID, id string, secretHas
 
 // Revoke implements device.Store.
 func (s *Store) Revoke(ctx context.Context, organisationID, id string, now time.Time) error {
-	return s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device) error {
-		if row.SecretHash != nil {
-			if err := q.RevokeSecret(ctx, query.RevokeSecretParams{DeviceID: id, RevokeTime: &now}); err != nil {
-				return err
-			}
+	return s.changeTelling(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device, tell tell) error {
+		if err := withdraw(ctx, q, id); err != nil || row.SecretHash == nil {
+			return err
 		}
-		return withdraw(ctx, q, id)
+		if err := q.RevokeSecret(ctx, query.RevokeSecretParams{DeviceID: id, RevokeTime: &now}); err != nil {
+			return err
+		}
+		d, err := find(ctx, q, organisationID, id)
+		if err != nil {
+			return err
+		}
+		return tell(ctx, deviceRevoked, d)
 	})
 }
 

@@ -164,13 +164,19 @@ func (s *Store) wait(ctx context.Context, conn *pgx.Conn, changed func(device.Ch
 	return nil
 }
 
-// changeOf reads what Notify and the query Connect write.
+// changeOf reads what Notify and tellPlays write, and the queries of presence.
 func changeOf(text string) (device.Change, bool) {
 	words := strings.Fields(text)
 	if len(words) < 2 {
 		return device.Change{}, false
 	}
+	if kind := device.ChangeKind(words[0]); kind == device.PlaysStored {
+		return device.Change{Kind: kind, OrganisationID: words[1], Plays: playsOf(words[2:])}, true
+	}
 	c := device.Change{Kind: device.ChangeKind(words[0]), DeviceID: words[1]}
+	if c.Kind == device.GroupCommandSent {
+		c.DeviceID, c.GroupCommandID = "", words[1]
+	}
 	if len(words) > 2 {
 		c.ConnectionID = words[2]
 	}

@@ -17,7 +17,7 @@ func (s *Store) StorePlays(ctx context.Context, plays []device.Play, rejected []
 	err := s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
 		clear(stored.Added)
 		clear(stored.Rejected)
-		possible, impossible, err := judge(ctx, q, plays, now)
+		possible, impossible, watched, err := judge(ctx, q, plays, now)
 		if err != nil {
 			return err
 		}
@@ -27,15 +27,19 @@ func (s *Store) StorePlays(ctx context.Context, plays []device.Play, rejected []
 		if err := reject(ctx, q, append(impossible, rejected...), now); err != nil {
 			return err
 		}
-		return add(ctx, q, possible, now, stored.Added)
+		if err := add(ctx, q, possible, now, stored.Added); err != nil {
+			return err
+		}
+		return tellPlays(ctx, q, possible, stored.Added, watched)
 	})
 	return stored, err
 }
 
-// judge says which plays can have been.
-func judge(ctx context.Context, q *query.Queries, plays []device.Play, now time.Time) (possible []device.Play, impossible []device.RejectedPlay, err error) {
+// judge says which plays can have been, and of devices that are watched whose they
+// are.
+func judge(ctx context.Context, q *query.Queries, plays []device.Play, now time.Time) (possible []device.Play, impossible []device.RejectedPlay, watched map[string]string, err error) {
 	if len(plays) == 0 {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	devices, creatives := make(map[string]bool), make(map[string]bool)
 	for _, p := range plays {
@@ -44,19 +48,24 @@ func judge(ctx context.Context, q *query.Queries, plays []device.Play, now time.
 	known := device.Known{Slots: make(map[string]time.Duration), Creatives: make(map[device.Assignment]time.Duration)}
 	slots, err := q.SlotsOf(ctx, keys(devices))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
+	watched = make(map[string]string)
 	for _, r := range slots {
 		known.Slots[r.DeviceID] = time.Duration(r.SlotSeconds) * time.Second
+		if r.WatchedOrganisationID != "" {
+			watched[r.DeviceID] = r.WatchedOrganisationID
+		}
 	}
 	given, err := q.CreativesOf(ctx, query.CreativesOfParams{DeviceIds: keys(devices), CreativeIds: keys(creatives)})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, r := range given {
 		known.Creatives[device.Assignment{DeviceID: r.DeviceID, CreativeID: r.CreativeID}] = time.Duration(r.DurationMs) * time.Millisecond
 	}
-	return known.Split(plays, now)
+	possible, impossible, err = known.Split(plays, now)
+	return possible, impossible, watched, err
 }
 
 func keys(set map[string]bool) []string {

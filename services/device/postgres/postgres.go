@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/events"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres/query"
 )
@@ -23,12 +24,18 @@ var migrations embed.FS
 
 // Store implements device.Store and device.PlaneStore.
 type Store struct {
-	db *database.Database
-	q  *query.Queries
+	db      *database.Database
+	q       *query.Queries
+	outbox  *events.Outbox
+	payload func(device.Device) ([]byte, error)
 }
 
-// New keeps devices in a database, which Prepare makes ready.
-func New(db *database.Database) *Store { return &Store{db: db, q: query.New(db.Pool())} }
+// New keeps devices in a database, which Prepare makes ready. Other services hear
+// of them through outbox, that of Stream, in events whose payload says how a
+// device is.
+func New(db *database.Database, outbox *events.Outbox, payload func(device.Device) ([]byte, error)) *Store {
+	return &Store{db: db, q: query.New(db.Pool()), outbox: outbox, payload: payload}
+}
 
 // Prepare waits for the database, brings its schema up to date, and makes what
 // plays of these days are stored in.
@@ -42,7 +49,7 @@ func (s *Store) Prepare(ctx context.Context) error {
 
 // transact is Transact with the queries of the transaction.
 func (s *Store) transact(ctx context.Context, use func(context.Context, *query.Queries) error) error {
-	return s.db.Transact(ctx, func(ctx context.Context, tx pgx.Tx) error { return use(ctx, s.q.WithTx(tx)) })
+	return s.transactTelling(ctx, func(ctx context.Context, q *query.Queries, _ tell) error { return use(ctx, q) })
 }
 
 // none says whether a query found no row.
@@ -55,15 +62,13 @@ func (s *Store) CreateDevice(ctx context.Context, r device.Request, d device.Dev
 		return device.Device{}, fmt.Errorf("writing the hours: %w", err)
 	}
 	made := d
-	err = s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
-		claimed, err := q.ClaimRequest(ctx, query.ClaimRequestParams{
-			CallerID: r.CallerID, RequestID: r.RequestID, Fingerprint: r.Fingerprint, DeviceID: d.ID, ExpireTime: r.ExpireTime, Now: r.Time,
-		})
+	err = s.transactTelling(ctx, func(ctx context.Context, q *query.Queries, tell tell) error {
+		before, err := once(ctx, q, r, d.ID)
 		if err != nil {
 			return err
 		}
-		if claimed == 0 {
-			made, err = repeated(ctx, q, r, d.OrganisationID)
+		if before != "" {
+			made, err = find(ctx, q, d.OrganisationID, before)
 			return err
 		}
 		if err := q.LockOrganisation(ctx, d.OrganisationID); err != nil {
@@ -77,28 +82,41 @@ func (s *Store) CreateDevice(ctx context.Context, r device.Request, d device.Dev
 			return device.ErrTooManyDevices
 		}
 		o := d.Settings
-		return q.InsertDevice(ctx, query.InsertDeviceParams{
+		if err := q.InsertDevice(ctx, query.InsertDeviceParams{
 			DeviceID: d.ID, OrganisationID: d.OrganisationID, Name: o.Name,
 			Latitude: o.Place.Latitude, Longitude: o.Place.Longitude, Address: o.Place.Address, VenueType: o.VenueType,
 			WidthPx: int32(o.Screen.Width), HeightPx: int32(o.Screen.Height),
 			LoopSeconds: seconds(o.LoopLength), SlotSeconds: seconds(o.SlotLength),
 			PriceMinor: o.SlotPrice.AmountMinor, Currency: o.SlotPrice.Currency, TimeZone: o.TimeZone, Hours: hours,
 			Revision: d.Revision, CreateTime: d.CreateTime, UpdateTime: d.UpdateTime,
-		})
+		}); err != nil {
+			return err
+		}
+		if err := q.Notify(ctx, string(device.SettingsChanged)+" "+d.ID); err != nil {
+			return err
+		}
+		return tell(ctx, deviceCreated, d)
 	})
 	return made, err
 }
 
-// repeated is the device that the first of a repeated request made.
-func repeated(ctx context.Context, q *query.Queries, r device.Request, organisationID string) (device.Device, error) {
-	before, err := q.Request(ctx, query.RequestParams{CallerID: r.CallerID, RequestID: r.RequestID})
+// once is for a request that makes what has this id. When it came before, it
+// returns the id of what the first of it made.
+func once(ctx context.Context, q *query.Queries, r device.Request, id string) (before string, err error) {
+	claimed, err := q.ClaimRequest(ctx, query.ClaimRequestParams{
+		CallerID: r.CallerID, RequestID: r.RequestID, Fingerprint: r.Fingerprint, MadeID: id, ExpireTime: r.ExpireTime, Now: r.Time,
+	})
+	if err != nil || claimed > 0 {
+		return "", err
+	}
+	first, err := q.Request(ctx, query.RequestParams{CallerID: r.CallerID, RequestID: r.RequestID})
 	if err != nil {
-		return device.Device{}, err
+		return "", err
 	}
-	if !hmac.Equal(before.Fingerprint, r.Fingerprint) {
-		return device.Device{}, device.ErrRequestIDReused
+	if !hmac.Equal(first.Fingerprint, r.Fingerprint) {
+		return "", device.ErrRequestIDReused
 	}
-	return find(ctx, q, organisationID, before.DeviceID)
+	return first.MadeID, nil
 }
 
 func hoursOf(s device.Settings) []device.Opening {
@@ -136,7 +154,7 @@ func (s *Store) ListDevices(ctx context.Context, organisationID string, f device
 	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
 		rows, err = s.q.Devices(ctx, query.DevicesParams{
 			OrganisationID: organisationID, Before: before, AtMost: int32(limit),
-			State: string(f.State), VenueType: f.VenueType, NameContains: f.NameContains,
+			State: string(f.State), VenueType: f.VenueType, NameContains: f.NameContains, GroupID: f.GroupID,
 		})
 		return err
 	})
@@ -158,29 +176,37 @@ func deviceOf(row query.DeviceRow) (device.Device, error) {
 	if err != nil {
 		return device.Device{}, err
 	}
-	state := device.Unclaimed
-	switch {
-	case r.SecretHash != nil:
-		state = device.Claimed
-	case r.RevokeTime != nil:
-		state = device.Revoked
-	}
-	presence := device.Presence{Online: row.Online}
-	switch {
-	case row.Online:
-		presence.Since = moment(row.ConnectTime)
-	case row.DisconnectTime != nil:
-		presence.Since = moment(row.DisconnectTime)
-	case row.SeenTime != nil:
-		// Its instance died: that was the last moment it was known to be connected.
-		presence.Since = moment(row.SeenTime)
-	default:
-		presence.Since = moment(row.ConnectTime)
-	}
 	return device.Device{
-		ID: r.DeviceID, OrganisationID: r.OrganisationID, Settings: settings, State: state, Presence: presence,
+		ID: r.DeviceID, OrganisationID: r.OrganisationID, Settings: settings, State: stateOf(r.SecretHash != nil, r.RevokeTime),
+		Presence: presenceOf(row.Online, row.ConnectTime, row.DisconnectTime, row.SeenTime),
 		Revision: r.Revision, CreateTime: r.CreateTime.UTC(), UpdateTime: r.UpdateTime.UTC(), ClaimTime: moment(r.ClaimTime),
 	}, nil
+}
+
+func stateOf(claimed bool, revokeTime *time.Time) device.State {
+	switch {
+	case claimed:
+		return device.Claimed
+	case revokeTime != nil:
+		return device.Revoked
+	default:
+		return device.Unclaimed
+	}
+}
+
+// presenceOf is that of a device with the last connection from connectTime to
+// disconnectTime, at an instance that was last seen at seenTime.
+func presenceOf(online bool, connectTime, disconnectTime, seenTime *time.Time) device.Presence {
+	since := connectTime
+	switch {
+	case online:
+	case disconnectTime != nil:
+		since = disconnectTime
+	case seenTime != nil:
+		// Its instance died: that was the last moment it was known to be connected.
+		since = seenTime
+	}
+	return device.Presence{Online: online, Since: moment(since)}
 }
 
 func settingsOf(r query.Device) (device.Settings, error) {
@@ -209,7 +235,14 @@ func moment(t *time.Time) time.Time {
 // change runs do in a transaction while nobody else can change the device; with
 // deleted also for one that was deleted.
 func (s *Store) change(ctx context.Context, organisationID, id string, deleted bool, do func(context.Context, *query.Queries, query.Device) error) error {
-	return s.transact(ctx, func(ctx context.Context, q *query.Queries) error {
+	return s.changeTelling(ctx, organisationID, id, deleted, func(ctx context.Context, q *query.Queries, row query.Device, _ tell) error {
+		return do(ctx, q, row)
+	})
+}
+
+// changeTelling is change for what other services hear of.
+func (s *Store) changeTelling(ctx context.Context, organisationID, id string, deleted bool, do func(context.Context, *query.Queries, query.Device, tell) error) error {
+	return s.transactTelling(ctx, func(ctx context.Context, q *query.Queries, tell tell) error {
 		row, err := q.LockDevice(ctx, query.LockDeviceParams{OrganisationID: organisationID, DeviceID: id})
 		if none(err) || err == nil && row.Device.DeleteTime != nil && !deleted {
 			return device.ErrNotFound.Because(err)
@@ -217,7 +250,7 @@ func (s *Store) change(ctx context.Context, organisationID, id string, deleted b
 		if err != nil {
 			return err
 		}
-		return do(ctx, q, row.Device)
+		return do(ctx, q, row.Device, tell)
 	})
 }
 
@@ -227,12 +260,13 @@ func (s *Store) UpdateDevice(ctx context.Context, organisationID, id string, o d
 	if err != nil {
 		return device.Device{}, fmt.Errorf("writing the hours: %w", err)
 	}
-	err = s.change(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device) error {
+	err = s.changeTelling(ctx, organisationID, id, false, func(ctx context.Context, q *query.Queries, row query.Device, tell tell) error {
 		before, err := settingsOf(row)
 		if err != nil {
 			return err
 		}
-		if !before.Equal(o) {
+		same := before.Equal(o)
+		if !same {
 			if revision != 0 && revision != row.Revision {
 				return device.ErrChanged
 			}
@@ -245,23 +279,38 @@ func (s *Store) UpdateDevice(ctx context.Context, organisationID, id string, o d
 			}); err != nil {
 				return err
 			}
+			if err := q.Notify(ctx, string(device.SettingsChanged)+" "+id); err != nil {
+				return err
+			}
 		}
-		d, err = find(ctx, q, organisationID, id)
-		return err
+		if d, err = find(ctx, q, organisationID, id); err != nil || same {
+			return err
+		}
+		return tell(ctx, deviceUpdated, d)
 	})
 	return d, err
 }
 
 // DeleteDevice implements device.Store.
 func (s *Store) DeleteDevice(ctx context.Context, organisationID, id string, now time.Time) error {
-	return s.change(ctx, organisationID, id, true, func(ctx context.Context, q *query.Queries, row query.Device) error {
+	return s.changeTelling(ctx, organisationID, id, true, func(ctx context.Context, q *query.Queries, row query.Device, tell tell) error {
 		if row.DeleteTime != nil {
 			return nil
+		}
+		last, err := deviceOf(query.DeviceRow{Device: row})
+		if err != nil {
+			return err
 		}
 		if err := q.DeleteDevice(ctx, query.DeleteDeviceParams{DeviceID: id, DeleteTime: &now}); err != nil {
 			return err
 		}
-		return withdraw(ctx, q, id)
+		if err := q.LeaveGroups(ctx, id); err != nil {
+			return err
+		}
+		if err := withdraw(ctx, q, id); err != nil {
+			return err
+		}
+		return tell(ctx, deviceDeleted, last)
 	})
 }
 
@@ -301,7 +350,11 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 		func(ctx context.Context) (int64, error) {
 			return s.q.SweepRejectedPlays(ctx, query.SweepRejectedPlaysParams{Before: now.Add(-device.RejectedKept), Batch: sweepBatch})
 		},
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepCommands(ctx, query.SweepCommandsParams{Before: now.Add(-device.CommandsKept), Batch: sweepBatch})
+		},
 		s.q.SweepInstances,
+		s.q.SweepWatches,
 		func(ctx context.Context) (int64, error) {
 			n, err := s.q.DropPlayPartitions(ctx, day(now.Add(-partitionsKept)))
 			return int64(n), err

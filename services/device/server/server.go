@@ -19,10 +19,13 @@ import (
 type Server struct {
 	devicev1.UnimplementedDeviceServiceServer
 	service *device.Service
+	watches *device.Watches
 }
 
-// New serves a service.
-func New(service *device.Service) *Server { return &Server{service: service} }
+// New serves a service, and the watches of this instance.
+func New(service *device.Service, watches *device.Watches) *Server {
+	return &Server{service: service, watches: watches}
+}
 
 // CreateDevice makes a device.
 func (s *Server) CreateDevice(ctx context.Context, req *devicev1.CreateDeviceRequest) (*devicev1.CreateDeviceResponse, error) {
@@ -48,7 +51,7 @@ func (s *Server) GetDevice(ctx context.Context, req *devicev1.GetDeviceRequest) 
 
 // ListDevices returns a page of an organisation's devices.
 func (s *Server) ListDevices(ctx context.Context, req *devicev1.ListDevicesRequest) (*devicev1.ListDevicesResponse, error) {
-	filter := device.Filter{State: stateOf(req.GetState()), VenueType: req.GetVenueType(), NameContains: req.GetNameContains()}
+	filter := device.Filter{State: stateOf(req.GetState()), VenueType: req.GetVenueType(), NameContains: req.GetNameContains(), GroupID: req.GetGroupId()}
 	found, next, err := s.service.List(ctx, req.GetOrganisationId(), filter, device.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err

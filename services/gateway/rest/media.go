@@ -21,9 +21,9 @@ import (
 const mediaPrefix = "/v1/media/"
 
 const (
-	// mediaAnswer is how long a service may take to begin its answer: it has all of
-	// what it was sent by then.
-	mediaAnswer = 30 * time.Second
+	// mediaAnswer is how long a service may take to begin its answer when it has all
+	// that it was sent: at the end of an upload it puts the parts together.
+	mediaAnswer = 2 * time.Minute
 	// mediaIdle is for how long a connection to a service is kept without use.
 	mediaIdle = time.Minute
 	// mediaPause is how long nothing may come from a client, or be read by it.

@@ -21,7 +21,7 @@ import (
 // check runs deviced --check-plays and returns what it prints.
 func (w *world) check(t *testing.T) (string, error) {
 	t.Helper()
-	cfg, err := service.Parse[config]("device", append([]string{"--check-plays", "--mesh=plaintext", "--environment=test", "--mode=test"}, w.database...), io.Discard)
+	cfg, err := service.Parse[config]("device", append([]string{"--check-plays", "--mesh=plaintext", "--environment=test", "--mode=test", "--nats-address=" + w.nats}, w.database...), io.Discard)
 	require.NoError(t, err)
 	cfg.Upstreams = map[string][]string{"account": {w.account.Address()}}
 	log, err := os.Create(t.TempDir() + "/log")

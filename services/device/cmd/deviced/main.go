@@ -17,6 +17,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/events"
 	"github.com/marquee-ads/marquee/platform/service"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 	"github.com/marquee-ads/marquee/services/device"
@@ -28,6 +29,7 @@ import (
 type config struct {
 	service.Config
 	Database database.Flags `embed:"" prefix:"database-"`
+	NATS     events.Flags   `embed:"" prefix:"nats-"`
 	KeysFrom string         `default:"account" help:"Consul service that publishes the keys of access tokens."`
 
 	PlayersListen       string `default:"127.0.0.1:0" help:"Address in the mesh to which gateways pass the connections of players on. Port 0 takes a free one."`
@@ -40,6 +42,8 @@ type config struct {
 	MqttConnectWithin time.Duration `default:"10s" help:"How long a connection may take until its player is let in."`
 	MqttKeepAlive     time.Duration `default:"5m" help:"Longest keep-alive; a player that asks for more gets this."`
 
+	Media mediaFlags `embed:"" prefix:"media-"`
+
 	CheckPlays bool `env:"-" help:"Serve nothing: compare the hourly sums of all plays that are kept with the plays, print the hours that disagree, and exit; with 1 when any do."`
 
 	// Output is where --check-plays prints; nil is standard output.
@@ -47,6 +51,8 @@ type config struct {
 	// OnMQTT, when set, is called once with the address on which players connect:
 	// tests run the service on port 0.
 	OnMQTT func(address string) `kong:"-"`
+	// OnMedia is the same for the port of media.
+	OnMedia func(address string) `kong:"-"`
 }
 
 // Validate checks what only this service has.
@@ -66,7 +72,7 @@ func (c *config) Validate() error {
 	if err := c.limits().Validate(); err != nil {
 		problems = append(problems, fmt.Errorf("--mqtt-*: %w", err))
 	}
-	return errors.Join(append(problems, c.Database.Check(&c.Config))...)
+	return errors.Join(append(problems, c.Media.check(), c.Database.Check(&c.Config), c.NATS.Check(&c.Config))...)
 }
 
 func loopback(address string) bool {
@@ -126,7 +132,12 @@ func run(ctx context.Context, cfg config) error {
 		return err
 	}
 	defer db.Close()
-	store := postgres.New(db)
+	stream := postgres.Stream(cfg.NATS.Replicas)
+	outbox, err := events.NewOutbox(stream)
+	if err != nil {
+		return err
+	}
+	store := postgres.New(db, outbox, server.Event)
 	if cfg.CheckPlays {
 		within, cancel := context.WithTimeout(ctx, meshWithin)
 		defer cancel()
@@ -136,6 +147,13 @@ func run(ctx context.Context, cfg config) error {
 		return checkPlays(ctx, store, cmp.Or(cfg.Output, io.Writer(os.Stdout)), time.Now())
 	}
 	svc.Add(service.Component{Name: "the database", Start: store.Prepare})
+
+	bus, err := cfg.NATS.Open(&cfg.Config, svc)
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	svc.AddBackground("relaying events", events.NewRelay(db, bus, stream).Run)
 
 	publisher, err := svc.NewClient(cfg.KeysFrom)
 	if err != nil {
@@ -151,9 +169,17 @@ func run(ctx context.Context, cfg config) error {
 	refused := mqtt.NewRefused()
 	svc.Metrics().MustRegister(append(plane.Metrics(), refused)...)
 	svc.Add(players(cfg, svc, plane, refused, encryption))
+	if err := addMedia(ctx, cfg, svc, keys); err != nil {
+		return err
+	}
 
 	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
-	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(device.New(store, device.DefaultThrottle(), time.Now, rand.Reader)))
+	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(device.New(store, device.DefaultThrottle(), time.Now, rand.Reader), plane.Watches()))
+	// Added last and so stopped first: calls that are open would hold the rest up.
+	svc.Add(service.Component{Name: "the watches", Stop: func(context.Context) error {
+		plane.Watches().Stop()
+		return nil
+	}})
 	return svc.Serve(ctx)
 }
 

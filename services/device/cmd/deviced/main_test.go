@@ -37,13 +37,14 @@ type world struct {
 	account  *authtest.Account
 	url      string   // of the database
 	database []string // flags that name it
+	nats     string   // address of NATS; nobody is at the one of newWorld
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	url := pg.Database(t)
 	name, _, _ := strings.Cut(strings.TrimPrefix(url, "postgres:///"), "?")
-	return &world{account: authtest.Start(t), url: url, database: []string{
+	return &world{account: authtest.Start(t), url: url, nats: "127.0.0.1:1", database: []string{
 		"--database-host", pg.SocketDir(t), "--database-name", name, "--database-user=test",
 	}}
 }
@@ -60,13 +61,20 @@ type instance struct {
 // start runs an instance on free ports until the test ends, or stop.
 func (w *world) start(t *testing.T, flags ...string) *instance {
 	t.Helper()
-	flags = append(append([]string{"--mesh=plaintext", "--environment=test", "--mode=test", "--drain-delay=0s"}, w.database...), flags...)
+	return w.startWith(t, func(*config) {}, flags...)
+}
+
+// startWith is start with a change of what flags do not say.
+func (w *world) startWith(t *testing.T, change func(*config), flags ...string) *instance {
+	t.Helper()
+	flags = append(append([]string{"--mesh=plaintext", "--environment=test", "--mode=test", "--drain-delay=0s", "--nats-address=" + w.nats}, w.database...), flags...)
 	cfg, err := service.Parse[config]("device", flags, io.Discard)
 	require.NoError(t, err)
 	cfg.Upstreams = map[string][]string{"account": {w.account.Address()}}
 	listening, players := make(chan service.Addresses, 1), make(chan string, 1)
 	cfg.OnListening = func(a service.Addresses) { listening <- a }
 	cfg.OnMQTT = func(address string) { players <- address }
+	change(&cfg)
 	log, err := os.Create(t.TempDir() + "/log")
 	require.NoError(t, err)
 	cfg.LogOutput = log

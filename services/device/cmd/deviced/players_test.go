@@ -616,13 +616,14 @@ func TestConfig(t *testing.T) {
 		"Plaintext":  {"--mode=production --environment=eu --mqtt-listen=10.0.0.1:1883", "unencrypted"},
 		"NoPlayers":  {"--mqtt-connections=0", "0 connections"},
 		"NoPassword": {"", "--database-password-file: is needed"},
+		"NoNATS":     {"", "--nats-password-file: is needed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := service.Parse[config]("device", strings.Fields(c.args), io.Discard)
 			require.ErrorContains(t, err, c.text)
 		})
 	}
-	_, err := service.Parse[config]("device", strings.Fields("--mode=production --environment=eu --mqtt-listen=127.0.0.1:1883 --database-password-file=x"), io.Discard)
+	_, err := service.Parse[config]("device", strings.Fields("--mode=production --environment=eu --mqtt-listen=127.0.0.1:1883 --database-password-file=x --nats-password-file=x"), io.Discard)
 	require.NoError(t, err)
 }
 
@@ -635,12 +636,14 @@ func TestMosquitto(t *testing.T) {
 	}
 	document, err := os.ReadFile("../../../../docs/device-protocol.md")
 	require.NoError(t, err)
-	commands := make(map[string]string)
-	for _, tool := range []string{"mosquitto_pub", "mosquitto_sub"} {
-		found := regexp.MustCompile(`(?m)^`+tool+`(.*\\\n)*.*$`).FindAllString(string(document), -1)
-		require.Len(t, found, 1, tool)
-		commands[tool] = found[0]
+	commands := make(map[string]string) // by what they do with which topic
+	for _, found := range regexp.MustCompile(`(?m)^mosquitto_(?:pub|sub)(?:.*\\\n)*.*$`).FindAllString(string(document), -1) {
+		topic := regexp.MustCompile(`-t "d/\$DEVICE/([^"]*)"`).FindStringSubmatch(found)
+		require.Len(t, topic, 2, found)
+		require.Empty(t, commands[topic[1]], "two commands with one topic")
+		commands[topic[1]] = found
 	}
+	require.Len(t, commands, 4, "%v", commands)
 	i := newWorld(t).start(t)
 	device := i.enrol(t, "request-1")
 	id := device.GetDeviceId()
@@ -649,20 +652,21 @@ func TestMosquitto(t *testing.T) {
 	put(t, i, id, "spring-sale")
 	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
-	command := func(tool string) *exec.Cmd {
-		c := exec.CommandContext(ctx, "bash", "-c", "exec "+commands[tool])
-		c.Env = append(os.Environ(), "HOST="+host, "PORT="+port, "DEVICE="+id, "SECRET="+device.GetSecret(), "PLAY="+ulid.Make().String())
+	command := func(topic string, env ...string) *exec.Cmd {
+		c := exec.CommandContext(ctx, "bash", "-c", "exec "+commands[topic])
+		c.Env = append(append(os.Environ(), "HOST="+host, "PORT="+port, "DEVICE="+id, "SECRET="+device.GetSecret()), env...)
 		c.Stderr = os.Stderr
 		return c
 	}
-	listens := command("mosquitto_sub")
+	listens := command("down/#")
 	out, err := listens.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, listens.Start())
-	defer func() {
+	leave := sync.OnceFunc(func() {
 		_ = listens.Process.Kill()
 		_ = listens.Wait() // it was killed
-	}()
+	})
+	defer leave()
 	lines := bufio.NewScanner(out)
 	require.True(t, lines.Scan(), "no playlist")
 	require.Contains(t, lines.Text(), "d/"+id+`/down/playlist {"device_id":`)
@@ -671,7 +675,27 @@ func TestMosquitto(t *testing.T) {
 	require.True(t, lines.Scan(), "no change")
 	require.Contains(t, lines.Text(), `"version":2,`)
 
-	require.NoError(t, command("mosquitto_pub").Run())
+	send := func(requestID string) string {
+		t.Helper()
+		sent, err := i.SendCommand(i.owner(t), &devicev1.SendCommandRequest{
+			OrganisationId: organisation, DeviceId: id, RequestId: requestID, Kind: devicev1.CommandKind_COMMAND_KIND_IDENTIFY,
+		})
+		require.NoError(t, err)
+		return sent.GetCommand().GetCommandId()
+	}
+	first := send("identify-1")
+	require.True(t, lines.Scan(), "no command")
+	require.Equal(t, "d/"+id+`/down/commands {"command_id":"`+first+`","kind":"IDENTIFY","duration_ms":10000}`, lines.Text())
+	leave() // it would come back, and take over
+	waiting, err := command("down/commands").Output()
+	require.NoError(t, err)
+	require.JSONEq(t, `{"command_id":"`+first+`","kind":"IDENTIFY","duration_ms":10000}`, string(waiting), "it is sent again while there is no reply")
+	require.NoError(t, command("up/commands", "COMMAND="+first).Run())
+	done := i.command(t, id, first)
+	require.Equal(t, devicev1.CommandState_COMMAND_STATE_DONE, done.GetState())
+	require.Equal(t, "a blue screen", done.GetDetail())
+
+	require.NoError(t, command("up/plays", "PLAY="+ulid.Make().String()).Run())
 	sums, err := i.ListPlays(i.owner(t), &devicev1.ListPlaysRequest{OrganisationId: organisation, DeviceId: id})
 	require.NoError(t, err)
 	require.Len(t, sums.GetHours(), 1)

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/services/device/player"
@@ -37,6 +38,9 @@ a network, and hands in each play.
   Two thousand displays for load, of a file with a device id and a secret in each
   line (each needs two open files: see ulimit -n):
     player --server 127.0.0.1:1883 --credentials devices.txt --devices 2000 --dir load
+
+  Where servers come and go, with a file that somebody keeps up to date:
+    player --server-file servers.txt --dir /var/lib/player
 
 Ctrl-C ends it; it then hands in what it can within a second. Exit codes: 0 ended,
 1 failed, 2 wrong flags, 3 credentials refused and nothing to play, 4 claim code not
@@ -81,8 +85,9 @@ func exitCode(err error) int {
 
 // options are the flags.
 type options struct {
-	dir, server, gateway, claimCode, credentials string
-	devices                                      int
+	dir, server, serverFile, gateway, claimCode, credentials string
+	devices                                                  int
+	each                                                     bool
 }
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -91,10 +96,12 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&o.dir, "dir", "", "`folder` of all that is kept: credentials, playlist, media, plays")
 	flags.StringVar(&o.server, "server", "", "`addresses` to connect to, host:port, with commas between them; kept")
+	flags.StringVar(&o.serverFile, "server-file", "", "`file` with addresses, with commas or line breaks between them, instead of --server; read anew before each connection")
 	flags.StringVar(&o.gateway, "gateway", "", "`URL` at which a claim code is traded; kept")
 	flags.StringVar(&o.claimCode, "claim-code", "", "`code` that an operator made; traded once, and without effect afterwards")
 	flags.StringVar(&o.credentials, "credentials", "", "`file` with a device id and its secret in each line, instead of a claim code")
 	flags.IntVar(&o.devices, "devices", 0, "`number` of devices of that file to play, the first ones; 0 is all")
+	flags.BoolVar(&o.each, "each", false, "print what each display shows, also of many")
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -111,6 +118,8 @@ func parse(args []string, out io.Writer) (options, error) {
 		err = fmt.Errorf("--devices: %d; use 1 or more", o.devices)
 	case o.devices > 0 && o.credentials == "":
 		err = errors.New("--devices: needs --credentials, the file that they are in")
+	case o.server != "" && o.serverFile != "":
+		err = errors.New("--server-file: it and --server exclude each other; give one")
 	case o.credentials != "" && o.claimCode != "":
 		err = errors.New("--claim-code: it and --credentials exclude each other; give one")
 	}
@@ -127,9 +136,34 @@ func addresses(list string) ([]string, error) {
 		address := strings.TrimSpace(text)
 		host, port, err := net.SplitHostPort(address)
 		if err != nil || host == "" || port == "" {
-			return nil, fmt.Errorf("--server: %q is no address; use host:port, for example displays.example.com:1883", address)
+			return nil, fmt.Errorf("%q is no address; use host:port, for example displays.example.com:1883", address)
 		}
 		all = append(all, address)
+	}
+	return all, nil
+}
+
+// maxServerFile bounds what is read of --server-file.
+const maxServerFile = 64 << 10
+
+// serversIn are the addresses in a file; none when it has none.
+func serversIn(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("--server-file: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxServerFile))
+	if err != nil {
+		return nil, fmt.Errorf("--server-file: reading %s: %w", path, err)
+	}
+	list := strings.FieldsFunc(string(text), func(r rune) bool { return unicode.IsSpace(r) || r == ',' })
+	if len(list) == 0 {
+		return nil, nil
+	}
+	all, err := addresses(strings.Join(list, ","))
+	if err != nil {
+		return nil, fmt.Errorf("--server-file: %s: %w", path, err)
 	}
 	return all, nil
 }
@@ -163,9 +197,13 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 			devices = devices[:o.devices]
 		}
 	}
-	s := newScreen(out, errOut, len(devices) == 1)
+	servers := func() ([]string, error) { return identity.Servers, nil }
+	if o.serverFile != "" {
+		servers = func() ([]string, error) { return serversIn(o.serverFile) }
+	}
+	s := newScreen(out, errOut, len(devices) == 1, o.each)
 	p, err := player.New(player.Config{
-		Dir: o.dir, Servers: identity.Servers, Devices: devices, Observer: s, Wall: time.Now, JournalLimit: player.DefaultJournalLimit,
+		Dir: o.dir, Servers: servers, Devices: devices, Observer: s, Wall: time.Now, JournalLimit: player.DefaultJournalLimit,
 		Spread: time.Duration(len(devices)-1) * connectEvery,
 	})
 	if err != nil {
@@ -204,6 +242,11 @@ func identify(ctx context.Context, o options, errOut io.Writer) (player.Identity
 	}
 	if o.server != "" {
 		if i.Servers, err = addresses(o.server); err != nil {
+			return i, usageError{fmt.Errorf("--server: %w", err)}
+		}
+	}
+	if o.serverFile != "" {
+		if _, err := serversIn(o.serverFile); err != nil {
 			return i, usageError{err}
 		}
 	}
@@ -217,7 +260,7 @@ func identify(ctx context.Context, o options, errOut io.Writer) (player.Identity
 	code := player.NormalClaimCode(o.claimCode)
 	claims := code != "" && code != i.ClaimCode
 	switch {
-	case len(i.Servers) == 0:
+	case len(i.Servers) == 0 && o.serverFile == "":
 		return i, usageError{fmt.Errorf("--server: is needed the first time: %s keeps none", o.dir)}
 	case claims && i.Gateway == "":
 		return i, usageError{errors.New("--gateway: is needed to trade the claim code")}

@@ -28,6 +28,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/mqtt"
@@ -390,6 +391,8 @@ func TestExitCodes(t *testing.T) {
 	dir := t.TempDir()
 	wrong := filepath.Join(dir, "wrong.txt")
 	require.NoError(t, os.WriteFile(wrong, []byte("# a comment\n\ndev_01ARZ3NDEKTSV4RRFFQ69G5FAV mqd_wrong\n"), 0o600))
+	onlyID := filepath.Join(dir, "id.txt")
+	require.NoError(t, os.WriteFile(onlyID, []byte("dev_01ARZ3NDEKTSV4RRFFQ69G5FAV\n"), 0o600))
 	twice := filepath.Join(dir, "twice.txt")
 	require.NoError(t, os.WriteFile(twice, bytes.Repeat([]byte("dev_01ARZ3NDEKTSV4RRFFQ69G5FAV mqd_wrong\n"), 2), 0o600))
 	for name, c := range map[string]struct {
@@ -403,6 +406,9 @@ func TestExitCodes(t *testing.T) {
 		"ErrArgument":      {exitUsage, `"play" is no flag`, []string{"--dir", "a", "play"}},
 		"ErrNoServer":      {exitUsage, "--server: is needed", []string{"--dir", dir + "/a", "--claim-code", "22222222"}},
 		"ErrServer":        {exitUsage, `"nowhere" is no address`, []string{"--dir", dir + "/b", "--server", w.address + ",nowhere"}},
+		"ErrTwoServers":    {exitUsage, "--server-file: it and --server exclude each other", []string{"--dir", dir + "/l", "--server", w.address, "--server-file", wrong}},
+		"ErrServerFile":    {exitUsage, `"dev_01ARZ3NDEKTSV4RRFFQ69G5FAV" is no address`, []string{"--dir", dir + "/m", "--server-file", onlyID}},
+		"ErrNoServerFile":  {exitUsage, "no such file", []string{"--dir", dir + "/n", "--server-file", dir + "/nothing"}},
 		"ErrNoCode":        {exitUsage, "--claim-code: is needed", []string{"--dir", dir + "/c", "--server", w.address}},
 		"ErrNoGateway":     {exitUsage, "--gateway: is needed", []string{"--dir", dir + "/d", "--server", w.address, "--claim-code", "22222222"}},
 		"ErrGateway":       {exitUsage, "is no URL", []string{"--dir", dir + "/e", "--server", w.address, "--claim-code", "22222222", "--gateway", "localhost:8080"}},
@@ -577,6 +583,54 @@ func TestFleet(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 1, "the same content is kept once")
 	t.Logf("%d plays of %d displays: %s", total, devices, p.output())
+}
+
+// TestServerFile: players look up where servers are when they need one, and each of
+// many says what it shows.
+func TestServerFile(t *testing.T) {
+	w := newWorld(t)
+	stop := w.serve(t)
+	dir := t.TempDir()
+	servers, credentials := filepath.Join(dir, "servers"), filepath.Join(dir, "credentials")
+	say := func(text string) {
+		t.Helper()
+		require.NoError(t, files.Replace(servers, []byte(text), 0o600))
+	}
+	var lines strings.Builder
+	var ids []string
+	for n := range 3 {
+		id, code := w.create(t, fmt.Sprint(n))
+		c, err := w.Claim(t.Context(), code, "")
+		require.NoError(t, err)
+		fmt.Fprintf(&lines, "%s %s\n", c.DeviceID, c.Secret)
+		w.put(t, id, w.item("red", 100*time.Millisecond, false))
+		ids = append(ids, id)
+	}
+	require.NoError(t, os.WriteFile(credentials, []byte(lines.String()), 0o600))
+	say("\n \n")
+	p := start(t, "--dir", filepath.Join(dir, "state"), "--server-file", servers, "--credentials", credentials, "--each")
+	for _, id := range ids {
+		p.waitFor(t, id+": not connected: no server is known")
+	}
+	require.Zero(t, w.online(t))
+	say("127.0.0.1:1,\n" + w.address + "\n")
+	for _, id := range ids {
+		p.waitFor(t, id+": connected to "+w.address)
+		p.waitFor(t, id+" played red")
+	}
+
+	// The server moves.
+	before := w.address
+	stop()
+	w.address = "127.0.0.1:0"
+	w.serve(t)
+	require.NotEqual(t, before, w.address)
+	say(w.address)
+	for _, id := range ids {
+		p.waitFor(t, id+": connected to "+w.address)
+	}
+	require.Zero(t, p.signal(t, os.Interrupt))
+	require.Regexp(t, `3 displays: .* 0 refused, 0 replaced`, p.output())
 }
 
 // TestNoFight: of two players with the same credentials one has the connection.

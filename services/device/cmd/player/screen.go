@@ -17,18 +17,19 @@ const (
 )
 
 // screen shows what is played: of one display each change, with a line below it on a
-// terminal that is always of now; of many a summary.
+// terminal that is always of now; of many a summary, and with each their changes, too.
 type screen struct {
 	out, errOut io.Writer
-	one         bool
+	one         bool // there is one display
+	each        bool // lines of each are printed
 	terminal    bool
 
 	mu    sync.Mutex
 	drawn bool // the status line is there
 }
 
-func newScreen(out, errOut io.Writer, one bool) *screen {
-	s := &screen{out: out, errOut: errOut, one: one}
+func newScreen(out, errOut io.Writer, one, each bool) *screen {
+	s := &screen{out: out, errOut: errOut, one: one, each: one || each}
 	if f, ok := out.(*os.File); ok && one {
 		info, err := f.Stat()
 		s.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -54,7 +55,7 @@ func (s *screen) clear() {
 // Shows implements player.Observer.
 func (s *screen) Shows(d *player.Display, item *player.Item) {
 	switch {
-	case !s.one:
+	case !s.each:
 	case item == nil:
 		s.line(s.out, "%s shows nothing", d.DeviceID())
 	default:
@@ -64,14 +65,19 @@ func (s *screen) Shows(d *player.Display, item *player.Item) {
 
 // Played implements player.Observer.
 func (s *screen) Played(d *player.Display, play player.Play) {
-	if s.one {
+	if s.each {
 		s.line(s.out, "%s played %s for %s: %s", d.DeviceID(), play.CreativeID, time.Duration(play.DurationMS)*time.Millisecond, play.ID)
 	}
 }
 
+// Identifies implements player.Observer: of many displays, too.
+func (s *screen) Identifies(d *player.Display, duration time.Duration) {
+	s.line(s.out, "%s identifies itself for %s", d.DeviceID(), duration)
+}
+
 // Says implements player.Observer.
 func (s *screen) Says(d *player.Display, text string) {
-	if s.one {
+	if s.each {
 		s.line(s.errOut, "%s: %s", d.DeviceID(), text)
 	}
 }
@@ -135,6 +141,9 @@ func statusLine(id string, s player.Status, now time.Time) string {
 		shows = fmt.Sprintf("%s %ds", s.Item.CreativeID, int(max(0, s.Until.Sub(now)).Round(time.Second)/time.Second))
 	}
 	text := fmt.Sprintf("%s  %s  v%d  %s  %d unsent", id, shows, s.Playlist, s.Connection, s.Unsent)
+	if now.Before(s.Identify) {
+		text = "*** THIS IS " + text
+	}
 	if s.Held > 0 {
 		text += fmt.Sprintf("  %d held", s.Held)
 	}

@@ -8,8 +8,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/events"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/device/postgres"
+	"github.com/marquee-ads/marquee/services/device/server"
 )
 
 // New makes a store that is ready, and the database below it; they end with the
@@ -24,7 +26,11 @@ func New(tb testing.TB, pg *pgtest.Server) (*postgres.Store, *database.Database)
 		tb.Fatalf("postgrestest: %v", err)
 	}
 	tb.Cleanup(db.Close)
-	store := postgres.New(db)
+	outbox, err := events.NewOutbox(postgres.Stream(1))
+	if err != nil {
+		tb.Fatalf("postgrestest: %v", err)
+	}
+	store := postgres.New(db, outbox, server.Event)
 	if err := store.Prepare(tb.Context()); err != nil {
 		tb.Fatalf("postgrestest: %v", err)
 	}

@@ -6,7 +6,7 @@ SET code_hash = excluded.code_hash, create_time = excluded.create_time, expire_t
 
 -- name: LockDeviceOfClaimCode :one
 -- Until the transaction ends. The code may be gone by then.
-SELECT d.device_id FROM devices AS d
+SELECT sqlc.embed(d) FROM devices AS d
 WHERE d.device_id = (
     SELECT c.device_id FROM claim_codes AS c
     WHERE c.code_hash = @code_hash AND c.expire_time > @now

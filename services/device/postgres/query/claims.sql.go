@@ -63,7 +63,7 @@ func (q *Queries) DeleteClaimCode(ctx context.Context, deviceID string) error {
 }
 
 const lockDeviceOfClaimCode = `-- name: LockDeviceOfClaimCode :one
-SELECT d.device_id FROM devices AS d
+SELECT d.device_id, d.organisation_id, d.name, d.latitude, d.longitude, d.address, d.venue_type, d.width_px, d.height_px, d.loop_seconds, d.slot_seconds, d.price_minor, d.currency, d.time_zone, d.hours, d.revision, d.create_time, d.update_time, d.claim_time, d.revoke_time, d.delete_time, d.secret_hash FROM devices AS d
 WHERE d.device_id = (
     SELECT c.device_id FROM claim_codes AS c
     WHERE c.code_hash = $1 AND c.expire_time > $2
@@ -76,12 +76,39 @@ type LockDeviceOfClaimCodeParams struct {
 	Now      time.Time
 }
 
+type LockDeviceOfClaimCodeRow struct {
+	Device Device
+}
+
 // Until the transaction ends. The code may be gone by then.
-func (q *Queries) LockDeviceOfClaimCode(ctx context.Context, arg LockDeviceOfClaimCodeParams) (string, error) {
+func (q *Queries) LockDeviceOfClaimCode(ctx context.Context, arg LockDeviceOfClaimCodeParams) (LockDeviceOfClaimCodeRow, error) {
 	row := q.db.QueryRow(ctx, lockDeviceOfClaimCode, arg.CodeHash, arg.Now)
-	var device_id string
-	err := row.Scan(&device_id)
-	return device_id, err
+	var i LockDeviceOfClaimCodeRow
+	err := row.Scan(
+		&i.Device.DeviceID,
+		&i.Device.OrganisationID,
+		&i.Device.Name,
+		&i.Device.Latitude,
+		&i.Device.Longitude,
+		&i.Device.Address,
+		&i.Device.VenueType,
+		&i.Device.WidthPx,
+		&i.Device.HeightPx,
+		&i.Device.LoopSeconds,
+		&i.Device.SlotSeconds,
+		&i.Device.PriceMinor,
+		&i.Device.Currency,
+		&i.Device.TimeZone,
+		&i.Device.Hours,
+		&i.Device.Revision,
+		&i.Device.CreateTime,
+		&i.Device.UpdateTime,
+		&i.Device.ClaimTime,
+		&i.Device.RevokeTime,
+		&i.Device.DeleteTime,
+		&i.Device.SecretHash,
+	)
+	return i, err
 }
 
 const putClaimCode = `-- name: PutClaimCode :exec

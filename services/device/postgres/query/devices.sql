@@ -2,13 +2,13 @@
 -- Waits for another transaction that claims the same id; no row when the id
 -- belongs to a request that has not expired.
 INSERT INTO requests AS r (caller_id, request_id, fingerprint, device_id, expire_time)
-VALUES (@caller_id, @request_id, @fingerprint, @device_id, @expire_time)
+VALUES (@caller_id, @request_id, @fingerprint, @made_id, @expire_time)
 ON CONFLICT ON CONSTRAINT requests_pkey DO UPDATE
 SET fingerprint = excluded.fingerprint, device_id = excluded.device_id, expire_time = excluded.expire_time
 WHERE r.expire_time <= @now;
 
 -- name: Request :one
-SELECT fingerprint, device_id
+SELECT fingerprint, device_id AS made_id
 FROM requests
 WHERE caller_id = @caller_id AND request_id = @request_id;
 
@@ -51,6 +51,8 @@ WHERE d.organisation_id = @organisation_id AND d.delete_time IS NULL
     AND (@before::text = '' OR d.device_id < @before::text)
     AND (@venue_type::text = '' OR d.venue_type = @venue_type::text OR starts_with(d.venue_type, @venue_type::text || '.'))
     AND (@name_contains::text = '' OR strpos(lower(d.name), lower(@name_contains::text)) > 0)
+    AND (@group_id::text = '' OR EXISTS (
+        SELECT FROM device_group_members AS m WHERE m.group_id = @group_id::text AND m.device_id = d.device_id))
     AND (@state::text = ''
         OR @state::text = 'CLAIMED' AND d.secret_hash IS NOT NULL
         OR @state::text = 'REVOKED' AND d.revoke_time IS NOT NULL

@@ -22,7 +22,7 @@ type ClaimRequestParams struct {
 	CallerID    string
 	RequestID   string
 	Fingerprint []byte
-	DeviceID    string
+	MadeID      string
 	ExpireTime  time.Time
 	Now         time.Time
 }
@@ -34,7 +34,7 @@ func (q *Queries) ClaimRequest(ctx context.Context, arg ClaimRequestParams) (int
 		arg.CallerID,
 		arg.RequestID,
 		arg.Fingerprint,
-		arg.DeviceID,
+		arg.MadeID,
 		arg.ExpireTime,
 		arg.Now,
 	)
@@ -141,12 +141,14 @@ WHERE d.organisation_id = $1 AND d.delete_time IS NULL
     AND ($2::text = '' OR d.device_id < $2::text)
     AND ($3::text = '' OR d.venue_type = $3::text OR starts_with(d.venue_type, $3::text || '.'))
     AND ($4::text = '' OR strpos(lower(d.name), lower($4::text)) > 0)
-    AND ($5::text = ''
-        OR $5::text = 'CLAIMED' AND d.secret_hash IS NOT NULL
-        OR $5::text = 'REVOKED' AND d.revoke_time IS NOT NULL
-        OR $5::text = 'UNCLAIMED' AND d.secret_hash IS NULL AND d.revoke_time IS NULL)
+    AND ($5::text = '' OR EXISTS (
+        SELECT FROM device_group_members AS m WHERE m.group_id = $5::text AND m.device_id = d.device_id))
+    AND ($6::text = ''
+        OR $6::text = 'CLAIMED' AND d.secret_hash IS NOT NULL
+        OR $6::text = 'REVOKED' AND d.revoke_time IS NOT NULL
+        OR $6::text = 'UNCLAIMED' AND d.secret_hash IS NULL AND d.revoke_time IS NULL)
 ORDER BY d.device_id DESC
-LIMIT $6
+LIMIT $7
 `
 
 type DevicesParams struct {
@@ -154,6 +156,7 @@ type DevicesParams struct {
 	Before         string
 	VenueType      string
 	NameContains   string
+	GroupID        string
 	State          string
 	AtMost         int32
 }
@@ -172,6 +175,7 @@ func (q *Queries) Devices(ctx context.Context, arg DevicesParams) ([]DevicesRow,
 		arg.Before,
 		arg.VenueType,
 		arg.NameContains,
+		arg.GroupID,
 		arg.State,
 		arg.AtMost,
 	)
@@ -341,7 +345,7 @@ func (q *Queries) Notify(ctx context.Context, change string) error {
 }
 
 const request = `-- name: Request :one
-SELECT fingerprint, device_id
+SELECT fingerprint, device_id AS made_id
 FROM requests
 WHERE caller_id = $1 AND request_id = $2
 `
@@ -353,13 +357,13 @@ type RequestParams struct {
 
 type RequestRow struct {
 	Fingerprint []byte
-	DeviceID    string
+	MadeID      string
 }
 
 func (q *Queries) Request(ctx context.Context, arg RequestParams) (RequestRow, error) {
 	row := q.db.QueryRow(ctx, request, arg.CallerID, arg.RequestID)
 	var i RequestRow
-	err := row.Scan(&i.Fingerprint, &i.DeviceID)
+	err := row.Scan(&i.Fingerprint, &i.MadeID)
 	return i, err
 }
 

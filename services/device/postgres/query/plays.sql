@@ -5,7 +5,12 @@ SELECT add_play_partitions(@first_day::date, @last_day::date)::integer AS made;
 SELECT drop_play_partitions(@first_kept::date)::integer AS dropped;
 
 -- name: SlotsOf :many
-SELECT device_id, slot_seconds FROM devices WHERE device_id = ANY(@device_ids::text[]);
+-- With the organisation, if somebody watches its devices.
+SELECT d.device_id, d.slot_seconds, (CASE WHEN EXISTS (
+        SELECT FROM watches AS w WHERE w.organisation_id = d.organisation_id AND w.expire_time > now()
+    ) THEN d.organisation_id ELSE '' END)::text AS watched_organisation_id
+FROM devices AS d
+WHERE d.device_id = ANY(@device_ids::text[]);
 
 -- name: CreativesOf :many
 SELECT device_id, creative_id, duration_ms FROM device_creatives

@@ -285,14 +285,20 @@ func (q *Queries) InsertRejectedPlays(ctx context.Context, arg InsertRejectedPla
 }
 
 const slotsOf = `-- name: SlotsOf :many
-SELECT device_id, slot_seconds FROM devices WHERE device_id = ANY($1::text[])
+SELECT d.device_id, d.slot_seconds, (CASE WHEN EXISTS (
+        SELECT FROM watches AS w WHERE w.organisation_id = d.organisation_id AND w.expire_time > now()
+    ) THEN d.organisation_id ELSE '' END)::text AS watched_organisation_id
+FROM devices AS d
+WHERE d.device_id = ANY($1::text[])
 `
 
 type SlotsOfRow struct {
-	DeviceID    string
-	SlotSeconds int32
+	DeviceID              string
+	SlotSeconds           int32
+	WatchedOrganisationID string
 }
 
+// With the organisation, if somebody watches its devices.
 func (q *Queries) SlotsOf(ctx context.Context, deviceIds []string) ([]SlotsOfRow, error) {
 	rows, err := q.db.Query(ctx, slotsOf, deviceIds)
 	if err != nil {
@@ -302,7 +308,7 @@ func (q *Queries) SlotsOf(ctx context.Context, deviceIds []string) ([]SlotsOfRow
 	var items []SlotsOfRow
 	for rows.Next() {
 		var i SlotsOfRow
-		if err := rows.Scan(&i.DeviceID, &i.SlotSeconds); err != nil {
+		if err := rows.Scan(&i.DeviceID, &i.SlotSeconds, &i.WatchedOrganisationID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -34,9 +34,13 @@ WHERE device_id = @device_id AND connection_id = @connection_id AND disconnect_t
 
 -- name: DisconnectOthers :exec
 -- What the instance believed connected and is not.
-UPDATE presence SET disconnect_time = @disconnect_time
-WHERE instance_id = @instance_id AND disconnect_time IS NULL AND connect_time < @before
-    AND NOT (connection_id = ANY(@connection_ids::text[]));
+WITH gone AS (
+    UPDATE presence SET disconnect_time = @disconnect_time
+    WHERE instance_id = @instance_id AND disconnect_time IS NULL AND connect_time < @before
+        AND NOT (connection_id = ANY(@connection_ids::text[]))
+    RETURNING device_id
+)
+SELECT pg_notify('device', 'disconnected ' || gone.device_id) FROM gone;
 
 -- name: SweepInstances :execrows
 DELETE FROM instances AS i

@@ -93,9 +93,13 @@ func (q *Queries) Disconnect(ctx context.Context, arg DisconnectParams) error {
 }
 
 const disconnectOthers = `-- name: DisconnectOthers :exec
-UPDATE presence SET disconnect_time = $1
-WHERE instance_id = $2 AND disconnect_time IS NULL AND connect_time < $3
-    AND NOT (connection_id = ANY($4::text[]))
+WITH gone AS (
+    UPDATE presence SET disconnect_time = $1
+    WHERE instance_id = $2 AND disconnect_time IS NULL AND connect_time < $3
+        AND NOT (connection_id = ANY($4::text[]))
+    RETURNING device_id
+)
+SELECT pg_notify('device', 'disconnected ' || gone.device_id) FROM gone
 `
 
 type DisconnectOthersParams struct {

@@ -159,6 +159,136 @@ func (Weekday) EnumDescriptor() ([]byte, []int) {
 	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{1}
 }
 
+// CommandKind is what a player is told to do.
+type CommandKind int32
+
+const (
+	// Not set.
+	CommandKind_COMMAND_KIND_UNSPECIFIED CommandKind = 0
+	// Show for a while which display it is.
+	CommandKind_COMMAND_KIND_IDENTIFY CommandKind = 1
+	// Ask for the playlist anew, and take what comes, whatever its version.
+	CommandKind_COMMAND_KIND_REFRESH CommandKind = 2
+	// Show a creative no more, from this moment until a newer playlist is played.
+	CommandKind_COMMAND_KIND_TAKEDOWN CommandKind = 3
+	// Send a picture of what is shown. Players may decline.
+	CommandKind_COMMAND_KIND_SCREENSHOT CommandKind = 4
+)
+
+// Enum value maps for CommandKind.
+var (
+	CommandKind_name = map[int32]string{
+		0: "COMMAND_KIND_UNSPECIFIED",
+		1: "COMMAND_KIND_IDENTIFY",
+		2: "COMMAND_KIND_REFRESH",
+		3: "COMMAND_KIND_TAKEDOWN",
+		4: "COMMAND_KIND_SCREENSHOT",
+	}
+	CommandKind_value = map[string]int32{
+		"COMMAND_KIND_UNSPECIFIED": 0,
+		"COMMAND_KIND_IDENTIFY":    1,
+		"COMMAND_KIND_REFRESH":     2,
+		"COMMAND_KIND_TAKEDOWN":    3,
+		"COMMAND_KIND_SCREENSHOT":  4,
+	}
+)
+
+func (x CommandKind) Enum() *CommandKind {
+	p := new(CommandKind)
+	*p = x
+	return p
+}
+
+func (x CommandKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CommandKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_marquee_device_v1_device_proto_enumTypes[2].Descriptor()
+}
+
+func (CommandKind) Type() protoreflect.EnumType {
+	return &file_marquee_device_v1_device_proto_enumTypes[2]
+}
+
+func (x CommandKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CommandKind.Descriptor instead.
+func (CommandKind) EnumDescriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{2}
+}
+
+// CommandState is what became of a command. From DONE on it stays.
+type CommandState int32
+
+const (
+	// Not set.
+	CommandState_COMMAND_STATE_UNSPECIFIED CommandState = 0
+	// The player is not connected.
+	CommandState_COMMAND_STATE_QUEUED CommandState = 1
+	// It was sent to the connected player, which has not answered.
+	CommandState_COMMAND_STATE_SENT CommandState = 2
+	// The player has done it.
+	CommandState_COMMAND_STATE_DONE CommandState = 3
+	// The player does not do such things.
+	CommandState_COMMAND_STATE_DECLINED CommandState = 4
+	// The player could not do it, or it could not be sent.
+	CommandState_COMMAND_STATE_FAILED CommandState = 5
+	// The player did not answer in time.
+	CommandState_COMMAND_STATE_EXPIRED CommandState = 6
+)
+
+// Enum value maps for CommandState.
+var (
+	CommandState_name = map[int32]string{
+		0: "COMMAND_STATE_UNSPECIFIED",
+		1: "COMMAND_STATE_QUEUED",
+		2: "COMMAND_STATE_SENT",
+		3: "COMMAND_STATE_DONE",
+		4: "COMMAND_STATE_DECLINED",
+		5: "COMMAND_STATE_FAILED",
+		6: "COMMAND_STATE_EXPIRED",
+	}
+	CommandState_value = map[string]int32{
+		"COMMAND_STATE_UNSPECIFIED": 0,
+		"COMMAND_STATE_QUEUED":      1,
+		"COMMAND_STATE_SENT":        2,
+		"COMMAND_STATE_DONE":        3,
+		"COMMAND_STATE_DECLINED":    4,
+		"COMMAND_STATE_FAILED":      5,
+		"COMMAND_STATE_EXPIRED":     6,
+	}
+)
+
+func (x CommandState) Enum() *CommandState {
+	p := new(CommandState)
+	*p = x
+	return p
+}
+
+func (x CommandState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CommandState) Descriptor() protoreflect.EnumDescriptor {
+	return file_marquee_device_v1_device_proto_enumTypes[3].Descriptor()
+}
+
+func (CommandState) Type() protoreflect.EnumType {
+	return &file_marquee_device_v1_device_proto_enumTypes[3]
+}
+
+func (x CommandState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CommandState.Descriptor instead.
+func (CommandState) EnumDescriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{3}
+}
+
 // Place is where a display stands.
 type Place struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -895,7 +1025,9 @@ type ListDevicesRequest struct {
 	// "transit.airports.gates".
 	VenueType string `protobuf:"bytes,5,opt,name=venue_type,json=venueType,proto3" json:"venue_type,omitempty"`
 	// Only devices whose name has this in it, in any case.
-	NameContains  string `protobuf:"bytes,6,opt,name=name_contains,json=nameContains,proto3" json:"name_contains,omitempty"`
+	NameContains string `protobuf:"bytes,6,opt,name=name_contains,json=nameContains,proto3" json:"name_contains,omitempty"`
+	// Only devices that are in this group.
+	GroupId       string `protobuf:"bytes,7,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -968,6 +1100,13 @@ func (x *ListDevicesRequest) GetVenueType() string {
 func (x *ListDevicesRequest) GetNameContains() string {
 	if x != nil {
 		return x.NameContains
+	}
+	return ""
+}
+
+func (x *ListDevicesRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
 	}
 	return ""
 }
@@ -2227,6 +2366,2253 @@ func (x *ListPlaysResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Group is a named set of devices. A device may be in several.
+type Group struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "grp_" and a ULID.
+	GroupId        string `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	OrganisationId string `protobuf:"bytes,2,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	Name           string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// How many devices are in it.
+	DeviceCount int32                  `protobuf:"varint,4,opt,name=device_count,json=deviceCount,proto3" json:"device_count,omitempty"`
+	CreateTime  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When the name was last changed.
+	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Group) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *Group) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetDeviceCount() int32 {
+	if x != nil {
+		return x.DeviceCount
+	}
+	return 0
+}
+
+func (x *Group) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Group) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+type CreateGroupRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	// Chosen by the caller, unique per request: a UUID is good. Repeats with the
+	// same value within 24 hours return the first answer.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What people call it: 1 to 100 characters without control characters.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CreateGroupRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupResponse) Reset() {
+	*x = CreateGroupResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupResponse) ProtoMessage() {}
+
+func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
+func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CreateGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type GetGroupRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *GetGroupRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *GetGroupRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+type GetGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupResponse) Reset() {
+	*x = GetGroupResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupResponse) ProtoMessage() {}
+
+func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
+func (*GetGroupResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GetGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type ListGroupsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListGroupsRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *ListGroupsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListGroupsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListGroupsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Groups []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *ListGroupsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type UpdateGroupRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	// What people call it: 1 to 100 characters without control characters.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateGroupRequest) Reset() {
+	*x = UpdateGroupRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateGroupRequest) ProtoMessage() {}
+
+func (x *UpdateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateGroupRequest.ProtoReflect.Descriptor instead.
+func (*UpdateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *UpdateGroupRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *UpdateGroupRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *UpdateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type UpdateGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateGroupResponse) Reset() {
+	*x = UpdateGroupResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateGroupResponse) ProtoMessage() {}
+
+func (x *UpdateGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateGroupResponse.ProtoReflect.Descriptor instead.
+func (*UpdateGroupResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *UpdateGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type DeleteGroupRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DeleteGroupRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{45}
+}
+
+type AddGroupDevicesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	// 1 to 500, none of them twice.
+	DeviceIds     []string `protobuf:"bytes,3,rep,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddGroupDevicesRequest) Reset() {
+	*x = AddGroupDevicesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddGroupDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddGroupDevicesRequest) ProtoMessage() {}
+
+func (x *AddGroupDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddGroupDevicesRequest.ProtoReflect.Descriptor instead.
+func (*AddGroupDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *AddGroupDevicesRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *AddGroupDevicesRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *AddGroupDevicesRequest) GetDeviceIds() []string {
+	if x != nil {
+		return x.DeviceIds
+	}
+	return nil
+}
+
+type AddGroupDevicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddGroupDevicesResponse) Reset() {
+	*x = AddGroupDevicesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddGroupDevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddGroupDevicesResponse) ProtoMessage() {}
+
+func (x *AddGroupDevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddGroupDevicesResponse.ProtoReflect.Descriptor instead.
+func (*AddGroupDevicesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *AddGroupDevicesResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type RemoveGroupDevicesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	// 1 to 500, none of them twice.
+	DeviceIds     []string `protobuf:"bytes,3,rep,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveGroupDevicesRequest) Reset() {
+	*x = RemoveGroupDevicesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveGroupDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveGroupDevicesRequest) ProtoMessage() {}
+
+func (x *RemoveGroupDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveGroupDevicesRequest.ProtoReflect.Descriptor instead.
+func (*RemoveGroupDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RemoveGroupDevicesRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *RemoveGroupDevicesRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *RemoveGroupDevicesRequest) GetDeviceIds() []string {
+	if x != nil {
+		return x.DeviceIds
+	}
+	return nil
+}
+
+type RemoveGroupDevicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveGroupDevicesResponse) Reset() {
+	*x = RemoveGroupDevicesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveGroupDevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveGroupDevicesResponse) ProtoMessage() {}
+
+func (x *RemoveGroupDevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveGroupDevicesResponse.ProtoReflect.Descriptor instead.
+func (*RemoveGroupDevicesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RemoveGroupDevicesResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+// Command is what the player of one device was told to do.
+type Command struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "cmd_" and a ULID.
+	CommandId string `protobuf:"bytes,1,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	DeviceId  string `protobuf:"bytes,2,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// The group and the command to it that this one belongs to, if it does.
+	GroupId        string      `protobuf:"bytes,3,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupCommandId string      `protobuf:"bytes,4,opt,name=group_command_id,json=groupCommandId,proto3" json:"group_command_id,omitempty"`
+	Kind           CommandKind `protobuf:"varint,5,opt,name=kind,proto3,enum=marquee.device.v1.CommandKind" json:"kind,omitempty"`
+	// Of IDENTIFY.
+	DurationSeconds int32 `protobuf:"varint,6,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"`
+	// Of TAKEDOWN.
+	CreativeId string `protobuf:"bytes,7,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
+	// Of TAKEDOWN: the creative is not shown in playlists up to this version, which
+	// was the newest when the command was sent.
+	PlaylistVersion int64        `protobuf:"varint,8,opt,name=playlist_version,json=playlistVersion,proto3" json:"playlist_version,omitempty"`
+	State           CommandState `protobuf:"varint,9,opt,name=state,proto3,enum=marquee.device.v1.CommandState" json:"state,omitempty"`
+	// What the player said to it, at most 500 bytes.
+	Detail string `protobuf:"bytes,10,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Of SCREENSHOT, from GetCommand alone: what the player sent, at most 45,000
+	// bytes.
+	Image []byte `protobuf:"bytes,11,opt,name=image,proto3" json:"image,omitempty"`
+	// "image/png" or "image/jpeg", with an image.
+	ImageMediaType string                 `protobuf:"bytes,12,opt,name=image_media_type,json=imageMediaType,proto3" json:"image_media_type,omitempty"`
+	CreateTime     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	ExpireTime     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// When it was first sent to the connected player.
+	SendTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=send_time,json=sendTime,proto3" json:"send_time,omitempty"`
+	// When the player answered.
+	ReplyTime     *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=reply_time,json=replyTime,proto3" json:"reply_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Command) Reset() {
+	*x = Command{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Command) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Command) ProtoMessage() {}
+
+func (x *Command) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Command.ProtoReflect.Descriptor instead.
+func (*Command) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Command) GetCommandId() string {
+	if x != nil {
+		return x.CommandId
+	}
+	return ""
+}
+
+func (x *Command) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *Command) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *Command) GetGroupCommandId() string {
+	if x != nil {
+		return x.GroupCommandId
+	}
+	return ""
+}
+
+func (x *Command) GetKind() CommandKind {
+	if x != nil {
+		return x.Kind
+	}
+	return CommandKind_COMMAND_KIND_UNSPECIFIED
+}
+
+func (x *Command) GetDurationSeconds() int32 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *Command) GetCreativeId() string {
+	if x != nil {
+		return x.CreativeId
+	}
+	return ""
+}
+
+func (x *Command) GetPlaylistVersion() int64 {
+	if x != nil {
+		return x.PlaylistVersion
+	}
+	return 0
+}
+
+func (x *Command) GetState() CommandState {
+	if x != nil {
+		return x.State
+	}
+	return CommandState_COMMAND_STATE_UNSPECIFIED
+}
+
+func (x *Command) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Command) GetImage() []byte {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *Command) GetImageMediaType() string {
+	if x != nil {
+		return x.ImageMediaType
+	}
+	return ""
+}
+
+func (x *Command) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Command) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Command) GetSendTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SendTime
+	}
+	return nil
+}
+
+func (x *Command) GetReplyTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReplyTime
+	}
+	return nil
+}
+
+// GroupCommand is what the players of all devices of a group were told to do.
+type GroupCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "gcm_" and a ULID.
+	GroupCommandId string      `protobuf:"bytes,1,opt,name=group_command_id,json=groupCommandId,proto3" json:"group_command_id,omitempty"`
+	GroupId        string      `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	Kind           CommandKind `protobuf:"varint,3,opt,name=kind,proto3,enum=marquee.device.v1.CommandKind" json:"kind,omitempty"`
+	// Of IDENTIFY.
+	DurationSeconds int32 `protobuf:"varint,4,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"`
+	// Of TAKEDOWN.
+	CreativeId string                 `protobuf:"bytes,5,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// How many devices were in the group.
+	DeviceCount int32 `protobuf:"varint,8,opt,name=device_count,json=deviceCount,proto3" json:"device_count,omitempty"`
+	// How many of their commands are in each state; states without any are left out.
+	Counts        []*CommandCount `protobuf:"bytes,9,rep,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupCommand) Reset() {
+	*x = GroupCommand{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupCommand) ProtoMessage() {}
+
+func (x *GroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupCommand.ProtoReflect.Descriptor instead.
+func (*GroupCommand) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *GroupCommand) GetGroupCommandId() string {
+	if x != nil {
+		return x.GroupCommandId
+	}
+	return ""
+}
+
+func (x *GroupCommand) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *GroupCommand) GetKind() CommandKind {
+	if x != nil {
+		return x.Kind
+	}
+	return CommandKind_COMMAND_KIND_UNSPECIFIED
+}
+
+func (x *GroupCommand) GetDurationSeconds() int32 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *GroupCommand) GetCreativeId() string {
+	if x != nil {
+		return x.CreativeId
+	}
+	return ""
+}
+
+func (x *GroupCommand) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *GroupCommand) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *GroupCommand) GetDeviceCount() int32 {
+	if x != nil {
+		return x.DeviceCount
+	}
+	return 0
+}
+
+func (x *GroupCommand) GetCounts() []*CommandCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// CommandCount is how many commands are in a state.
+type CommandCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         CommandState           `protobuf:"varint,1,opt,name=state,proto3,enum=marquee.device.v1.CommandState" json:"state,omitempty"`
+	Count         int32                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandCount) Reset() {
+	*x = CommandCount{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandCount) ProtoMessage() {}
+
+func (x *CommandCount) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandCount.ProtoReflect.Descriptor instead.
+func (*CommandCount) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *CommandCount) GetState() CommandState {
+	if x != nil {
+		return x.State
+	}
+	return CommandState_COMMAND_STATE_UNSPECIFIED
+}
+
+func (x *CommandCount) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type SendCommandRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	DeviceId       string                 `protobuf:"bytes,2,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// Chosen by the caller, unique per request: a UUID is good. Repeats with the
+	// same value within 24 hours return the first answer.
+	RequestId string      `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Kind      CommandKind `protobuf:"varint,4,opt,name=kind,proto3,enum=marquee.device.v1.CommandKind" json:"kind,omitempty"`
+	// Of IDENTIFY alone: for how long; 0 is 10.
+	DurationSeconds int32 `protobuf:"varint,5,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"`
+	// Of TAKEDOWN alone, which needs it: what is shown no more.
+	CreativeId string `protobuf:"bytes,6,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
+	// After how long it expires, 10 seconds to 7 days; 0 is 300, for TAKEDOWN a day.
+	LifetimeSeconds int32 `protobuf:"varint,7,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SendCommandRequest) Reset() {
+	*x = SendCommandRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendCommandRequest) ProtoMessage() {}
+
+func (x *SendCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendCommandRequest.ProtoReflect.Descriptor instead.
+func (*SendCommandRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SendCommandRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *SendCommandRequest) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *SendCommandRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SendCommandRequest) GetKind() CommandKind {
+	if x != nil {
+		return x.Kind
+	}
+	return CommandKind_COMMAND_KIND_UNSPECIFIED
+}
+
+func (x *SendCommandRequest) GetDurationSeconds() int32 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *SendCommandRequest) GetCreativeId() string {
+	if x != nil {
+		return x.CreativeId
+	}
+	return ""
+}
+
+func (x *SendCommandRequest) GetLifetimeSeconds() int32 {
+	if x != nil {
+		return x.LifetimeSeconds
+	}
+	return 0
+}
+
+type SendCommandResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendCommandResponse) Reset() {
+	*x = SendCommandResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendCommandResponse) ProtoMessage() {}
+
+func (x *SendCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendCommandResponse.ProtoReflect.Descriptor instead.
+func (*SendCommandResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *SendCommandResponse) GetCommand() *Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type GetCommandRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	DeviceId       string                 `protobuf:"bytes,2,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	CommandId      string                 `protobuf:"bytes,3,opt,name=command_id,json=commandId,proto3" json:"command_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetCommandRequest) Reset() {
+	*x = GetCommandRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCommandRequest) ProtoMessage() {}
+
+func (x *GetCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCommandRequest.ProtoReflect.Descriptor instead.
+func (*GetCommandRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *GetCommandRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *GetCommandRequest) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *GetCommandRequest) GetCommandId() string {
+	if x != nil {
+		return x.CommandId
+	}
+	return ""
+}
+
+type GetCommandResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       *Command               `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCommandResponse) Reset() {
+	*x = GetCommandResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCommandResponse) ProtoMessage() {}
+
+func (x *GetCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCommandResponse.ProtoReflect.Descriptor instead.
+func (*GetCommandResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *GetCommandResponse) GetCommand() *Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type ListCommandsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	DeviceId       string                 `protobuf:"bytes,2,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommandsRequest) Reset() {
+	*x = ListCommandsRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommandsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommandsRequest) ProtoMessage() {}
+
+func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
+func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListCommandsRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *ListCommandsRequest) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *ListCommandsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListCommandsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListCommandsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Commands []*Command             `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommandsResponse) Reset() {
+	*x = ListCommandsResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommandsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommandsResponse) ProtoMessage() {}
+
+func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
+func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ListCommandsResponse) GetCommands() []*Command {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+func (x *ListCommandsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type SendGroupCommandRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	// Chosen by the caller, unique per request: a UUID is good. Repeats with the
+	// same value within 24 hours return the first answer.
+	RequestId string      `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Kind      CommandKind `protobuf:"varint,4,opt,name=kind,proto3,enum=marquee.device.v1.CommandKind" json:"kind,omitempty"`
+	// Of IDENTIFY alone: for how long; 0 is 10.
+	DurationSeconds int32 `protobuf:"varint,5,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"`
+	// Of TAKEDOWN alone, which needs it: what is shown no more.
+	CreativeId string `protobuf:"bytes,6,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
+	// After how long it expires, 10 seconds to 7 days; 0 is 300, for TAKEDOWN a day.
+	LifetimeSeconds int32 `protobuf:"varint,7,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SendGroupCommandRequest) Reset() {
+	*x = SendGroupCommandRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendGroupCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendGroupCommandRequest) ProtoMessage() {}
+
+func (x *SendGroupCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendGroupCommandRequest.ProtoReflect.Descriptor instead.
+func (*SendGroupCommandRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *SendGroupCommandRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *SendGroupCommandRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *SendGroupCommandRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SendGroupCommandRequest) GetKind() CommandKind {
+	if x != nil {
+		return x.Kind
+	}
+	return CommandKind_COMMAND_KIND_UNSPECIFIED
+}
+
+func (x *SendGroupCommandRequest) GetDurationSeconds() int32 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *SendGroupCommandRequest) GetCreativeId() string {
+	if x != nil {
+		return x.CreativeId
+	}
+	return ""
+}
+
+func (x *SendGroupCommandRequest) GetLifetimeSeconds() int32 {
+	if x != nil {
+		return x.LifetimeSeconds
+	}
+	return 0
+}
+
+type SendGroupCommandResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       *GroupCommand          `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendGroupCommandResponse) Reset() {
+	*x = SendGroupCommandResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendGroupCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendGroupCommandResponse) ProtoMessage() {}
+
+func (x *SendGroupCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendGroupCommandResponse.ProtoReflect.Descriptor instead.
+func (*SendGroupCommandResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *SendGroupCommandResponse) GetCommand() *GroupCommand {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type GetGroupCommandRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	GroupId        string                 `protobuf:"bytes,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupCommandId string                 `protobuf:"bytes,3,opt,name=group_command_id,json=groupCommandId,proto3" json:"group_command_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetGroupCommandRequest) Reset() {
+	*x = GetGroupCommandRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupCommandRequest) ProtoMessage() {}
+
+func (x *GetGroupCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupCommandRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupCommandRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *GetGroupCommandRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *GetGroupCommandRequest) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *GetGroupCommandRequest) GetGroupCommandId() string {
+	if x != nil {
+		return x.GroupCommandId
+	}
+	return ""
+}
+
+type GetGroupCommandResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       *GroupCommand          `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupCommandResponse) Reset() {
+	*x = GetGroupCommandResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupCommandResponse) ProtoMessage() {}
+
+func (x *GetGroupCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupCommandResponse.ProtoReflect.Descriptor instead.
+func (*GetGroupCommandResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *GetGroupCommandResponse) GetCommand() *GroupCommand {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type WatchDevicesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	// Only these devices; without any all of the organisation, also those that are
+	// created later.
+	DeviceIds     []string `protobuf:"bytes,2,rep,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDevicesRequest) Reset() {
+	*x = WatchDevicesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDevicesRequest) ProtoMessage() {}
+
+func (x *WatchDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDevicesRequest.ProtoReflect.Descriptor instead.
+func (*WatchDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *WatchDevicesRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *WatchDevicesRequest) GetDeviceIds() []string {
+	if x != nil {
+		return x.DeviceIds
+	}
+	return nil
+}
+
+type WatchDevicesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WatchDevicesResponse_Status
+	//	*WatchDevicesResponse_SnapshotComplete
+	//	*WatchDevicesResponse_DeletedDeviceId
+	//	*WatchDevicesResponse_Plays
+	Event         isWatchDevicesResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDevicesResponse) Reset() {
+	*x = WatchDevicesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDevicesResponse) ProtoMessage() {}
+
+func (x *WatchDevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDevicesResponse.ProtoReflect.Descriptor instead.
+func (*WatchDevicesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *WatchDevicesResponse) GetEvent() isWatchDevicesResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchDevicesResponse) GetStatus() *DeviceStatus {
+	if x != nil {
+		if x, ok := x.Event.(*WatchDevicesResponse_Status); ok {
+			return x.Status
+		}
+	}
+	return nil
+}
+
+func (x *WatchDevicesResponse) GetSnapshotComplete() *SnapshotComplete {
+	if x != nil {
+		if x, ok := x.Event.(*WatchDevicesResponse_SnapshotComplete); ok {
+			return x.SnapshotComplete
+		}
+	}
+	return nil
+}
+
+func (x *WatchDevicesResponse) GetDeletedDeviceId() string {
+	if x != nil {
+		if x, ok := x.Event.(*WatchDevicesResponse_DeletedDeviceId); ok {
+			return x.DeletedDeviceId
+		}
+	}
+	return ""
+}
+
+func (x *WatchDevicesResponse) GetPlays() *StoredPlays {
+	if x != nil {
+		if x, ok := x.Event.(*WatchDevicesResponse_Plays); ok {
+			return x.Plays
+		}
+	}
+	return nil
+}
+
+type isWatchDevicesResponse_Event interface {
+	isWatchDevicesResponse_Event()
+}
+
+type WatchDevicesResponse_Status struct {
+	// What a device is like now: one that is there when the watch begins, that was
+	// created, or that changed. It may be what was sent before.
+	Status *DeviceStatus `protobuf:"bytes,1,opt,name=status,proto3,oneof"`
+}
+
+type WatchDevicesResponse_SnapshotComplete struct {
+	// Each device that was there when the watch began has been sent.
+	SnapshotComplete *SnapshotComplete `protobuf:"bytes,2,opt,name=snapshot_complete,json=snapshotComplete,proto3,oneof"`
+}
+
+type WatchDevicesResponse_DeletedDeviceId struct {
+	// The id of a device that was deleted.
+	DeletedDeviceId string `protobuf:"bytes,3,opt,name=deleted_device_id,json=deletedDeviceId,proto3,oneof"`
+}
+
+type WatchDevicesResponse_Plays struct {
+	// Plays that were stored.
+	Plays *StoredPlays `protobuf:"bytes,4,opt,name=plays,proto3,oneof"`
+}
+
+func (*WatchDevicesResponse_Status) isWatchDevicesResponse_Event() {}
+
+func (*WatchDevicesResponse_SnapshotComplete) isWatchDevicesResponse_Event() {}
+
+func (*WatchDevicesResponse_DeletedDeviceId) isWatchDevicesResponse_Event() {}
+
+func (*WatchDevicesResponse_Plays) isWatchDevicesResponse_Event() {}
+
+// DeviceStatus is what a watch says of a device.
+type DeviceStatus struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State    DeviceState            `protobuf:"varint,3,opt,name=state,proto3,enum=marquee.device.v1.DeviceState" json:"state,omitempty"`
+	Presence *Presence              `protobuf:"bytes,4,opt,name=presence,proto3" json:"presence,omitempty"`
+	// 0 before the first.
+	PlaylistVersion int64 `protobuf:"varint,5,opt,name=playlist_version,json=playlistVersion,proto3" json:"playlist_version,omitempty"`
+	// Grows with each change of the settings.
+	Revision      int64 `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceStatus) Reset() {
+	*x = DeviceStatus{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceStatus) ProtoMessage() {}
+
+func (x *DeviceStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceStatus.ProtoReflect.Descriptor instead.
+func (*DeviceStatus) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *DeviceStatus) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *DeviceStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceStatus) GetState() DeviceState {
+	if x != nil {
+		return x.State
+	}
+	return DeviceState_DEVICE_STATE_UNSPECIFIED
+}
+
+func (x *DeviceStatus) GetPresence() *Presence {
+	if x != nil {
+		return x.Presence
+	}
+	return nil
+}
+
+func (x *DeviceStatus) GetPlaylistVersion() int64 {
+	if x != nil {
+		return x.PlaylistVersion
+	}
+	return 0
+}
+
+func (x *DeviceStatus) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// SnapshotComplete says that what comes from now on is new.
+type SnapshotComplete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotComplete) Reset() {
+	*x = SnapshotComplete{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotComplete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotComplete) ProtoMessage() {}
+
+func (x *SnapshotComplete) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotComplete.ProtoReflect.Descriptor instead.
+func (*SnapshotComplete) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{66}
+}
+
+// StoredPlays are plays that were stored together.
+type StoredPlays struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plays         []*StoredPlay          `protobuf:"bytes,1,rep,name=plays,proto3" json:"plays,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredPlays) Reset() {
+	*x = StoredPlays{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredPlays) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredPlays) ProtoMessage() {}
+
+func (x *StoredPlays) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredPlays.ProtoReflect.Descriptor instead.
+func (*StoredPlays) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *StoredPlays) GetPlays() []*StoredPlay {
+	if x != nil {
+		return x.Plays
+	}
+	return nil
+}
+
+// StoredPlay is one proof of play.
+type StoredPlay struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// A ULID, unique for the device.
+	PlayId     string `protobuf:"bytes,2,opt,name=play_id,json=playId,proto3" json:"play_id,omitempty"`
+	CreativeId string `protobuf:"bytes,3,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
+	// When it began.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// How long it was shown.
+	DurationMs int64 `protobuf:"varint,5,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// Whether it counts: it ran to within 500 ms of its full length.
+	Counted       bool `protobuf:"varint,6,opt,name=counted,proto3" json:"counted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredPlay) Reset() {
+	*x = StoredPlay{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredPlay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredPlay) ProtoMessage() {}
+
+func (x *StoredPlay) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredPlay.ProtoReflect.Descriptor instead.
+func (*StoredPlay) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *StoredPlay) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *StoredPlay) GetPlayId() string {
+	if x != nil {
+		return x.PlayId
+	}
+	return ""
+}
+
+func (x *StoredPlay) GetCreativeId() string {
+	if x != nil {
+		return x.CreativeId
+	}
+	return ""
+}
+
+func (x *StoredPlay) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *StoredPlay) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *StoredPlay) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
+// DeviceChanged is the payload of the events device.created, device.updated (the
+// settings), device.claimed and device.revoked (the state), and device.deleted, in
+// the stream DEVICE. Their key is the device's id, so that those of one device come
+// in order.
+type DeviceChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is from then on; of a deleted device, as it was last. Without presence,
+	// which no event tells.
+	Device        *Device `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceChanged) Reset() {
+	*x = DeviceChanged{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceChanged) ProtoMessage() {}
+
+func (x *DeviceChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceChanged.ProtoReflect.Descriptor instead.
+func (*DeviceChanged) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *DeviceChanged) GetDevice() *Device {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
 var File_marquee_device_v1_device_proto protoreflect.FileDescriptor
 
 const file_marquee_device_v1_device_proto_rawDesc = "" +
@@ -2293,7 +4679,7 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
 	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\"F\n" +
 	"\x11GetDeviceResponse\x121\n" +
-	"\x06device\x18\x01 \x01(\v2\x19.marquee.device.v1.DeviceR\x06device\"\xcf\x02\n" +
+	"\x06device\x18\x01 \x01(\v2\x19.marquee.device.v1.DeviceR\x06device\"\x97\x03\n" +
 	"\x12ListDevicesRequest\x12Q\n" +
 	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
@@ -2303,7 +4689,8 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\x0e2\x1e.marquee.device.v1.DeviceStateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12&\n" +
 	"\n" +
 	"venue_type\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18PR\tvenueType\x12,\n" +
-	"\rname_contains\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18dR\fnameContains\"r\n" +
+	"\rname_contains\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18dR\fnameContains\x12F\n" +
+	"\bgroup_id\x18\a \x01(\tB+\xbaH(r&2$^(grp_[0-7][0-9A-HJKMNP-TV-Z]{25})?$R\agroupId\"r\n" +
 	"\x13ListDevicesResponse\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.marquee.device.v1.DeviceR\adevices\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9b\x02\n" +
@@ -2387,7 +4774,184 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"durationMs\"q\n" +
 	"\x11ListPlaysResponse\x124\n" +
 	"\x05hours\x18\x01 \x03(\v2\x1e.marquee.device.v1.HourOfPlaysR\x05hours\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*{\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xfc\x01\n" +
+	"\x05Group\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12'\n" +
+	"\x0forganisation_id\x18\x02 \x01(\tR\x0eorganisationId\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12!\n" +
+	"\fdevice_count\x18\x04 \x01(\x05R\vdeviceCount\x12;\n" +
+	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\"\xc2\x01\n" +
+	"\x12CreateGroupRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12:\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x10\b\x18@2\x10^[A-Za-z0-9_-]+$R\trequestId\x12\x1d\n" +
+	"\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18dR\x04name\"E\n" +
+	"\x13CreateGroupResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.marquee.device.v1.GroupR\x05group\"\xa9\x01\n" +
+	"\x0fGetGroupRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\"B\n" +
+	"\x10GetGroupResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.marquee.device.v1.GroupR\x05group\"\xb8\x01\n" +
+	"\x11ListGroupsRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"n\n" +
+	"\x12ListGroupsResponse\x120\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.marquee.device.v1.GroupR\x06groups\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xcb\x01\n" +
+	"\x12UpdateGroupRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\x12\x1d\n" +
+	"\x04name\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18dR\x04name\"E\n" +
+	"\x13UpdateGroupResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.marquee.device.v1.GroupR\x05group\"\xac\x01\n" +
+	"\x12DeleteGroupRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\"\x15\n" +
+	"\x13DeleteGroupResponse\"\x85\x02\n" +
+	"\x16AddGroupDevicesRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\x12S\n" +
+	"\n" +
+	"device_ids\x18\x03 \x03(\tB4\xbaH1\x92\x01.\b\x01\x10\xf4\x03\x18\x01\"%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tdeviceIds\"I\n" +
+	"\x17AddGroupDevicesResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.marquee.device.v1.GroupR\x05group\"\x88\x02\n" +
+	"\x19RemoveGroupDevicesRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\x12S\n" +
+	"\n" +
+	"device_ids\x18\x03 \x03(\tB4\xbaH1\x92\x01.\b\x01\x10\xf4\x03\x18\x01\"%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tdeviceIds\"L\n" +
+	"\x1aRemoveGroupDevicesResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.marquee.device.v1.GroupR\x05group\"\xb2\x05\n" +
+	"\aCommand\x12\x1d\n" +
+	"\n" +
+	"command_id\x18\x01 \x01(\tR\tcommandId\x12\x1b\n" +
+	"\tdevice_id\x18\x02 \x01(\tR\bdeviceId\x12\x19\n" +
+	"\bgroup_id\x18\x03 \x01(\tR\agroupId\x12(\n" +
+	"\x10group_command_id\x18\x04 \x01(\tR\x0egroupCommandId\x122\n" +
+	"\x04kind\x18\x05 \x01(\x0e2\x1e.marquee.device.v1.CommandKindR\x04kind\x12)\n" +
+	"\x10duration_seconds\x18\x06 \x01(\x05R\x0fdurationSeconds\x12\x1f\n" +
+	"\vcreative_id\x18\a \x01(\tR\n" +
+	"creativeId\x12)\n" +
+	"\x10playlist_version\x18\b \x01(\x03R\x0fplaylistVersion\x125\n" +
+	"\x05state\x18\t \x01(\x0e2\x1f.marquee.device.v1.CommandStateR\x05state\x12\x16\n" +
+	"\x06detail\x18\n" +
+	" \x01(\tR\x06detail\x12\x14\n" +
+	"\x05image\x18\v \x01(\fR\x05image\x12(\n" +
+	"\x10image_media_type\x18\f \x01(\tR\x0eimageMediaType\x12;\n" +
+	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vexpire_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x127\n" +
+	"\tsend_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\bsendTime\x129\n" +
+	"\n" +
+	"reply_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\treplyTime\"\xa9\x03\n" +
+	"\fGroupCommand\x12(\n" +
+	"\x10group_command_id\x18\x01 \x01(\tR\x0egroupCommandId\x12\x19\n" +
+	"\bgroup_id\x18\x02 \x01(\tR\agroupId\x122\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1e.marquee.device.v1.CommandKindR\x04kind\x12)\n" +
+	"\x10duration_seconds\x18\x04 \x01(\x05R\x0fdurationSeconds\x12\x1f\n" +
+	"\vcreative_id\x18\x05 \x01(\tR\n" +
+	"creativeId\x12;\n" +
+	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12!\n" +
+	"\fdevice_count\x18\b \x01(\x05R\vdeviceCount\x127\n" +
+	"\x06counts\x18\t \x03(\v2\x1f.marquee.device.v1.CommandCountR\x06counts\"[\n" +
+	"\fCommandCount\x125\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1f.marquee.device.v1.CommandStateR\x05state\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x05R\x05count\"\xd8\x03\n" +
+	"\x12SendCommandRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
+	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12:\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\x1b\xbaH\x18r\x16\x10\b\x18@2\x10^[A-Za-z0-9_-]+$R\trequestId\x12>\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x1e.marquee.device.v1.CommandKindB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x125\n" +
+	"\x10duration_seconds\x18\x05 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xd8\x04(\x00R\x0fdurationSeconds\x12=\n" +
+	"\vcreative_id\x18\x06 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{0,64}$R\n" +
+	"creativeId\x126\n" +
+	"\x10lifetime_seconds\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\xf5$(\x00R\x0flifetimeSeconds\"K\n" +
+	"\x13SendCommandResponse\x124\n" +
+	"\acommand\x18\x01 \x01(\v2\x1a.marquee.device.v1.CommandR\acommand\"\xf6\x01\n" +
+	"\x11GetCommandRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
+	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12G\n" +
+	"\n" +
+	"command_id\x18\x03 \x01(\tB(\xbaH%r#2!^cmd_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tcommandId\"J\n" +
+	"\x12GetCommandResponse\x124\n" +
+	"\acommand\x18\x01 \x01(\v2\x1a.marquee.device.v1.CommandR\acommand\"\x81\x02\n" +
+	"\x13ListCommandsRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
+	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"v\n" +
+	"\x14ListCommandsResponse\x126\n" +
+	"\bcommands\x18\x01 \x03(\v2\x1a.marquee.device.v1.CommandR\bcommands\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xdb\x03\n" +
+	"\x17SendGroupCommandRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\x12:\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\x1b\xbaH\x18r\x16\x10\b\x18@2\x10^[A-Za-z0-9_-]+$R\trequestId\x12>\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x1e.marquee.device.v1.CommandKindB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x125\n" +
+	"\x10duration_seconds\x18\x05 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xd8\x04(\x00R\x0fdurationSeconds\x12=\n" +
+	"\vcreative_id\x18\x06 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{0,64}$R\n" +
+	"creativeId\x126\n" +
+	"\x10lifetime_seconds\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\xf5$(\x00R\x0flifetimeSeconds\"U\n" +
+	"\x18SendGroupCommandResponse\x129\n" +
+	"\acommand\x18\x01 \x01(\v2\x1f.marquee.device.v1.GroupCommandR\acommand\"\x84\x02\n" +
+	"\x16GetGroupCommandRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12C\n" +
+	"\bgroup_id\x18\x02 \x01(\tB(\xbaH%r#2!^grp_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\agroupId\x12R\n" +
+	"\x10group_command_id\x18\x03 \x01(\tB(\xbaH%r#2!^gcm_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0egroupCommandId\"T\n" +
+	"\x17GetGroupCommandResponse\x129\n" +
+	"\acommand\x18\x01 \x01(\v2\x1f.marquee.device.v1.GroupCommandR\acommand\"\xbb\x01\n" +
+	"\x13WatchDevicesRequest\x12Q\n" +
+	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12Q\n" +
+	"\n" +
+	"device_ids\x18\x02 \x03(\tB2\xbaH/\x92\x01,\x10\xc8\x01\x18\x01\"%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tdeviceIds\"\x94\x02\n" +
+	"\x14WatchDevicesResponse\x129\n" +
+	"\x06status\x18\x01 \x01(\v2\x1f.marquee.device.v1.DeviceStatusH\x00R\x06status\x12R\n" +
+	"\x11snapshot_complete\x18\x02 \x01(\v2#.marquee.device.v1.SnapshotCompleteH\x00R\x10snapshotComplete\x12,\n" +
+	"\x11deleted_device_id\x18\x03 \x01(\tH\x00R\x0fdeletedDeviceId\x126\n" +
+	"\x05plays\x18\x04 \x01(\v2\x1e.marquee.device.v1.StoredPlaysH\x00R\x05playsB\a\n" +
+	"\x05event\"\xf5\x01\n" +
+	"\fDeviceStatus\x12\x1b\n" +
+	"\tdevice_id\x18\x01 \x01(\tR\bdeviceId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1e.marquee.device.v1.DeviceStateR\x05state\x127\n" +
+	"\bpresence\x18\x04 \x01(\v2\x1b.marquee.device.v1.PresenceR\bpresence\x12)\n" +
+	"\x10playlist_version\x18\x05 \x01(\x03R\x0fplaylistVersion\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\x12\n" +
+	"\x10SnapshotComplete\"B\n" +
+	"\vStoredPlays\x123\n" +
+	"\x05plays\x18\x01 \x03(\v2\x1d.marquee.device.v1.StoredPlayR\x05plays\"\xd9\x01\n" +
+	"\n" +
+	"StoredPlay\x12\x1b\n" +
+	"\tdevice_id\x18\x01 \x01(\tR\bdeviceId\x12\x17\n" +
+	"\aplay_id\x18\x02 \x01(\tR\x06playId\x12\x1f\n" +
+	"\vcreative_id\x18\x03 \x01(\tR\n" +
+	"creativeId\x129\n" +
+	"\n" +
+	"start_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x1f\n" +
+	"\vduration_ms\x18\x05 \x01(\x03R\n" +
+	"durationMs\x12\x18\n" +
+	"\acounted\x18\x06 \x01(\bR\acounted\"B\n" +
+	"\rDeviceChanged\x121\n" +
+	"\x06device\x18\x01 \x01(\v2\x19.marquee.device.v1.DeviceR\x06device*{\n" +
 	"\vDeviceState\x12\x1c\n" +
 	"\x18DEVICE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16DEVICE_STATE_UNCLAIMED\x10\x01\x12\x18\n" +
@@ -2401,7 +4965,21 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x10WEEKDAY_THURSDAY\x10\x04\x12\x12\n" +
 	"\x0eWEEKDAY_FRIDAY\x10\x05\x12\x14\n" +
 	"\x10WEEKDAY_SATURDAY\x10\x06\x12\x12\n" +
-	"\x0eWEEKDAY_SUNDAY\x10\a2\x9e\x12\n" +
+	"\x0eWEEKDAY_SUNDAY\x10\a*\x98\x01\n" +
+	"\vCommandKind\x12\x1c\n" +
+	"\x18COMMAND_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15COMMAND_KIND_IDENTIFY\x10\x01\x12\x18\n" +
+	"\x14COMMAND_KIND_REFRESH\x10\x02\x12\x19\n" +
+	"\x15COMMAND_KIND_TAKEDOWN\x10\x03\x12\x1b\n" +
+	"\x17COMMAND_KIND_SCREENSHOT\x10\x04*\xc8\x01\n" +
+	"\fCommandState\x12\x1d\n" +
+	"\x19COMMAND_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14COMMAND_STATE_QUEUED\x10\x01\x12\x16\n" +
+	"\x12COMMAND_STATE_SENT\x10\x02\x12\x16\n" +
+	"\x12COMMAND_STATE_DONE\x10\x03\x12\x1a\n" +
+	"\x16COMMAND_STATE_DECLINED\x10\x04\x12\x18\n" +
+	"\x14COMMAND_STATE_FAILED\x10\x05\x12\x19\n" +
+	"\x15COMMAND_STATE_EXPIRED\x10\x062\xcb&\n" +
 	"\rDeviceService\x12\xb5\x01\n" +
 	"\fCreateDevice\x12&.marquee.device.v1.CreateDeviceRequest\x1a'.marquee.device.v1.CreateDeviceResponse\"T\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x020:\x01*\"+/v1/organisations/{organisation_id}/devices\x90\x02\x02\x12\xb6\x01\n" +
 	"\tGetDevice\x12#.marquee.device.v1.GetDeviceRequest\x1a$.marquee.device.v1.GetDeviceResponse\"^\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x029\x127/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x01\x12\xb0\x01\n" +
@@ -2414,7 +4992,22 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\fRevokeDevice\x12&.marquee.device.v1.RevokeDeviceRequest\x1a'.marquee.device.v1.RevokeDeviceResponse\"g\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02C:\x01*\">/v1/organisations/{organisation_id}/devices/{device_id}:revoke\x90\x02\x02\x12\xdc\x01\n" +
 	"\x12PutDefaultPlaylist\x12,.marquee.device.v1.PutDefaultPlaylistRequest\x1a-.marquee.device.v1.PutDefaultPlaylistResponse\"i\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02E:\x01*\x1a@/v1/organisations/{organisation_id}/devices/{device_id}/playlist\x90\x02\x02\x12\xc5\x01\n" +
 	"\vGetPlaylist\x12%.marquee.device.v1.GetPlaylistRequest\x1a&.marquee.device.v1.GetPlaylistResponse\"g\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02B\x12@/v1/organisations/{organisation_id}/devices/{device_id}/playlist\x90\x02\x01\x12\xbc\x01\n" +
-	"\tListPlays\x12#.marquee.device.v1.ListPlaysRequest\x1a$.marquee.device.v1.ListPlaysResponse\"d\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02?\x12=/v1/organisations/{organisation_id}/devices/{device_id}/plays\x90\x02\x01BEZCgithub.com/marquee-ads/marquee/proto/gen/marquee/device/v1;devicev1b\x06proto3"
+	"\tListPlays\x12#.marquee.device.v1.ListPlaysRequest\x1a$.marquee.device.v1.ListPlaysResponse\"d\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02?\x12=/v1/organisations/{organisation_id}/devices/{device_id}/plays\x90\x02\x01\x12\xb1\x01\n" +
+	"\vCreateGroup\x12%.marquee.device.v1.CreateGroupRequest\x1a&.marquee.device.v1.CreateGroupResponse\"S\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02/:\x01*\"*/v1/organisations/{organisation_id}/groups\x90\x02\x02\x12\xb1\x01\n" +
+	"\bGetGroup\x12\".marquee.device.v1.GetGroupRequest\x1a#.marquee.device.v1.GetGroupResponse\"\\\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x027\x125/v1/organisations/{organisation_id}/groups/{group_id}\x90\x02\x01\x12\xac\x01\n" +
+	"\n" +
+	"ListGroups\x12$.marquee.device.v1.ListGroupsRequest\x1a%.marquee.device.v1.ListGroupsResponse\"Q\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02,\x12*/v1/organisations/{organisation_id}/groups\x90\x02\x01\x12\xbc\x01\n" +
+	"\vUpdateGroup\x12%.marquee.device.v1.UpdateGroupRequest\x1a&.marquee.device.v1.UpdateGroupResponse\"^\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02::\x01*\x1a5/v1/organisations/{organisation_id}/groups/{group_id}\x90\x02\x02\x12\xb9\x01\n" +
+	"\vDeleteGroup\x12%.marquee.device.v1.DeleteGroupRequest\x1a&.marquee.device.v1.DeleteGroupResponse\"[\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x027*5/v1/organisations/{organisation_id}/groups/{group_id}\x90\x02\x02\x12\xd4\x01\n" +
+	"\x0fAddGroupDevices\x12).marquee.device.v1.AddGroupDevicesRequest\x1a*.marquee.device.v1.AddGroupDevicesResponse\"j\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02F:\x01*\"A/v1/organisations/{organisation_id}/groups/{group_id}/devices:add\x90\x02\x02\x12\xe0\x01\n" +
+	"\x12RemoveGroupDevices\x12,.marquee.device.v1.RemoveGroupDevicesRequest\x1a-.marquee.device.v1.RemoveGroupDevicesResponse\"m\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02I:\x01*\"D/v1/organisations/{organisation_id}/groups/{group_id}/devices:remove\x90\x02\x02\x12\xc7\x01\n" +
+	"\vSendCommand\x12%.marquee.device.v1.SendCommandRequest\x1a&.marquee.device.v1.SendCommandResponse\"i\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02E:\x01*\"@/v1/organisations/{organisation_id}/devices/{device_id}/commands\x90\x02\x02\x12\xcf\x01\n" +
+	"\n" +
+	"GetCommand\x12$.marquee.device.v1.GetCommandRequest\x1a%.marquee.device.v1.GetCommandResponse\"t\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02O\x12M/v1/organisations/{organisation_id}/devices/{device_id}/commands/{command_id}\x90\x02\x01\x12\xc8\x01\n" +
+	"\fListCommands\x12&.marquee.device.v1.ListCommandsRequest\x1a'.marquee.device.v1.ListCommandsResponse\"g\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02B\x12@/v1/organisations/{organisation_id}/devices/{device_id}/commands\x90\x02\x01\x12\xd4\x01\n" +
+	"\x10SendGroupCommand\x12*.marquee.device.v1.SendGroupCommandRequest\x1a+.marquee.device.v1.SendGroupCommandResponse\"g\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02C:\x01*\">/v1/organisations/{organisation_id}/groups/{group_id}/commands\x90\x02\x02\x12\xe2\x01\n" +
+	"\x0fGetGroupCommand\x12).marquee.device.v1.GetGroupCommandRequest\x1a*.marquee.device.v1.GetGroupCommandResponse\"x\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02S\x12Q/v1/organisations/{organisation_id}/groups/{group_id}/commands/{group_command_id}\x90\x02\x01\x12\xbb\x01\n" +
+	"\fWatchDevices\x12&.marquee.device.v1.WatchDevicesRequest\x1a'.marquee.device.v1.WatchDevicesResponse\"X\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x023\x121/v1/organisations/{organisation_id}/devices:watch\x90\x02\x010\x01BEZCgithub.com/marquee-ads/marquee/proto/gen/marquee/device/v1;devicev1b\x06proto3"
 
 var (
 	file_marquee_device_v1_device_proto_rawDescOnce sync.Once
@@ -2428,109 +5021,206 @@ func file_marquee_device_v1_device_proto_rawDescGZIP() []byte {
 	return file_marquee_device_v1_device_proto_rawDescData
 }
 
-var file_marquee_device_v1_device_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_marquee_device_v1_device_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_marquee_device_v1_device_proto_goTypes = []any{
 	(DeviceState)(0),                   // 0: marquee.device.v1.DeviceState
 	(Weekday)(0),                       // 1: marquee.device.v1.Weekday
-	(*Place)(nil),                      // 2: marquee.device.v1.Place
-	(*Screen)(nil),                     // 3: marquee.device.v1.Screen
-	(*Price)(nil),                      // 4: marquee.device.v1.Price
-	(*OpeningHours)(nil),               // 5: marquee.device.v1.OpeningHours
-	(*DeviceSettings)(nil),             // 6: marquee.device.v1.DeviceSettings
-	(*Presence)(nil),                   // 7: marquee.device.v1.Presence
-	(*Device)(nil),                     // 8: marquee.device.v1.Device
-	(*CreateDeviceRequest)(nil),        // 9: marquee.device.v1.CreateDeviceRequest
-	(*CreateDeviceResponse)(nil),       // 10: marquee.device.v1.CreateDeviceResponse
-	(*GetDeviceRequest)(nil),           // 11: marquee.device.v1.GetDeviceRequest
-	(*GetDeviceResponse)(nil),          // 12: marquee.device.v1.GetDeviceResponse
-	(*ListDevicesRequest)(nil),         // 13: marquee.device.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),        // 14: marquee.device.v1.ListDevicesResponse
-	(*UpdateDeviceRequest)(nil),        // 15: marquee.device.v1.UpdateDeviceRequest
-	(*UpdateDeviceResponse)(nil),       // 16: marquee.device.v1.UpdateDeviceResponse
-	(*DeleteDeviceRequest)(nil),        // 17: marquee.device.v1.DeleteDeviceRequest
-	(*DeleteDeviceResponse)(nil),       // 18: marquee.device.v1.DeleteDeviceResponse
-	(*CreateClaimCodeRequest)(nil),     // 19: marquee.device.v1.CreateClaimCodeRequest
-	(*CreateClaimCodeResponse)(nil),    // 20: marquee.device.v1.CreateClaimCodeResponse
-	(*ClaimDeviceRequest)(nil),         // 21: marquee.device.v1.ClaimDeviceRequest
-	(*Credentials)(nil),                // 22: marquee.device.v1.Credentials
-	(*ClaimDeviceResponse)(nil),        // 23: marquee.device.v1.ClaimDeviceResponse
-	(*RotateCredentialsRequest)(nil),   // 24: marquee.device.v1.RotateCredentialsRequest
-	(*RotateCredentialsResponse)(nil),  // 25: marquee.device.v1.RotateCredentialsResponse
-	(*RevokeDeviceRequest)(nil),        // 26: marquee.device.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),       // 27: marquee.device.v1.RevokeDeviceResponse
-	(*PlaylistItem)(nil),               // 28: marquee.device.v1.PlaylistItem
-	(*Playlist)(nil),                   // 29: marquee.device.v1.Playlist
-	(*PutDefaultPlaylistRequest)(nil),  // 30: marquee.device.v1.PutDefaultPlaylistRequest
-	(*PutDefaultPlaylistResponse)(nil), // 31: marquee.device.v1.PutDefaultPlaylistResponse
-	(*GetPlaylistRequest)(nil),         // 32: marquee.device.v1.GetPlaylistRequest
-	(*GetPlaylistResponse)(nil),        // 33: marquee.device.v1.GetPlaylistResponse
-	(*ListPlaysRequest)(nil),           // 34: marquee.device.v1.ListPlaysRequest
-	(*HourOfPlays)(nil),                // 35: marquee.device.v1.HourOfPlays
-	(*ListPlaysResponse)(nil),          // 36: marquee.device.v1.ListPlaysResponse
-	(*timestamppb.Timestamp)(nil),      // 37: google.protobuf.Timestamp
+	(CommandKind)(0),                   // 2: marquee.device.v1.CommandKind
+	(CommandState)(0),                  // 3: marquee.device.v1.CommandState
+	(*Place)(nil),                      // 4: marquee.device.v1.Place
+	(*Screen)(nil),                     // 5: marquee.device.v1.Screen
+	(*Price)(nil),                      // 6: marquee.device.v1.Price
+	(*OpeningHours)(nil),               // 7: marquee.device.v1.OpeningHours
+	(*DeviceSettings)(nil),             // 8: marquee.device.v1.DeviceSettings
+	(*Presence)(nil),                   // 9: marquee.device.v1.Presence
+	(*Device)(nil),                     // 10: marquee.device.v1.Device
+	(*CreateDeviceRequest)(nil),        // 11: marquee.device.v1.CreateDeviceRequest
+	(*CreateDeviceResponse)(nil),       // 12: marquee.device.v1.CreateDeviceResponse
+	(*GetDeviceRequest)(nil),           // 13: marquee.device.v1.GetDeviceRequest
+	(*GetDeviceResponse)(nil),          // 14: marquee.device.v1.GetDeviceResponse
+	(*ListDevicesRequest)(nil),         // 15: marquee.device.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),        // 16: marquee.device.v1.ListDevicesResponse
+	(*UpdateDeviceRequest)(nil),        // 17: marquee.device.v1.UpdateDeviceRequest
+	(*UpdateDeviceResponse)(nil),       // 18: marquee.device.v1.UpdateDeviceResponse
+	(*DeleteDeviceRequest)(nil),        // 19: marquee.device.v1.DeleteDeviceRequest
+	(*DeleteDeviceResponse)(nil),       // 20: marquee.device.v1.DeleteDeviceResponse
+	(*CreateClaimCodeRequest)(nil),     // 21: marquee.device.v1.CreateClaimCodeRequest
+	(*CreateClaimCodeResponse)(nil),    // 22: marquee.device.v1.CreateClaimCodeResponse
+	(*ClaimDeviceRequest)(nil),         // 23: marquee.device.v1.ClaimDeviceRequest
+	(*Credentials)(nil),                // 24: marquee.device.v1.Credentials
+	(*ClaimDeviceResponse)(nil),        // 25: marquee.device.v1.ClaimDeviceResponse
+	(*RotateCredentialsRequest)(nil),   // 26: marquee.device.v1.RotateCredentialsRequest
+	(*RotateCredentialsResponse)(nil),  // 27: marquee.device.v1.RotateCredentialsResponse
+	(*RevokeDeviceRequest)(nil),        // 28: marquee.device.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),       // 29: marquee.device.v1.RevokeDeviceResponse
+	(*PlaylistItem)(nil),               // 30: marquee.device.v1.PlaylistItem
+	(*Playlist)(nil),                   // 31: marquee.device.v1.Playlist
+	(*PutDefaultPlaylistRequest)(nil),  // 32: marquee.device.v1.PutDefaultPlaylistRequest
+	(*PutDefaultPlaylistResponse)(nil), // 33: marquee.device.v1.PutDefaultPlaylistResponse
+	(*GetPlaylistRequest)(nil),         // 34: marquee.device.v1.GetPlaylistRequest
+	(*GetPlaylistResponse)(nil),        // 35: marquee.device.v1.GetPlaylistResponse
+	(*ListPlaysRequest)(nil),           // 36: marquee.device.v1.ListPlaysRequest
+	(*HourOfPlays)(nil),                // 37: marquee.device.v1.HourOfPlays
+	(*ListPlaysResponse)(nil),          // 38: marquee.device.v1.ListPlaysResponse
+	(*Group)(nil),                      // 39: marquee.device.v1.Group
+	(*CreateGroupRequest)(nil),         // 40: marquee.device.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),        // 41: marquee.device.v1.CreateGroupResponse
+	(*GetGroupRequest)(nil),            // 42: marquee.device.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),           // 43: marquee.device.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),          // 44: marquee.device.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),         // 45: marquee.device.v1.ListGroupsResponse
+	(*UpdateGroupRequest)(nil),         // 46: marquee.device.v1.UpdateGroupRequest
+	(*UpdateGroupResponse)(nil),        // 47: marquee.device.v1.UpdateGroupResponse
+	(*DeleteGroupRequest)(nil),         // 48: marquee.device.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),        // 49: marquee.device.v1.DeleteGroupResponse
+	(*AddGroupDevicesRequest)(nil),     // 50: marquee.device.v1.AddGroupDevicesRequest
+	(*AddGroupDevicesResponse)(nil),    // 51: marquee.device.v1.AddGroupDevicesResponse
+	(*RemoveGroupDevicesRequest)(nil),  // 52: marquee.device.v1.RemoveGroupDevicesRequest
+	(*RemoveGroupDevicesResponse)(nil), // 53: marquee.device.v1.RemoveGroupDevicesResponse
+	(*Command)(nil),                    // 54: marquee.device.v1.Command
+	(*GroupCommand)(nil),               // 55: marquee.device.v1.GroupCommand
+	(*CommandCount)(nil),               // 56: marquee.device.v1.CommandCount
+	(*SendCommandRequest)(nil),         // 57: marquee.device.v1.SendCommandRequest
+	(*SendCommandResponse)(nil),        // 58: marquee.device.v1.SendCommandResponse
+	(*GetCommandRequest)(nil),          // 59: marquee.device.v1.GetCommandRequest
+	(*GetCommandResponse)(nil),         // 60: marquee.device.v1.GetCommandResponse
+	(*ListCommandsRequest)(nil),        // 61: marquee.device.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),       // 62: marquee.device.v1.ListCommandsResponse
+	(*SendGroupCommandRequest)(nil),    // 63: marquee.device.v1.SendGroupCommandRequest
+	(*SendGroupCommandResponse)(nil),   // 64: marquee.device.v1.SendGroupCommandResponse
+	(*GetGroupCommandRequest)(nil),     // 65: marquee.device.v1.GetGroupCommandRequest
+	(*GetGroupCommandResponse)(nil),    // 66: marquee.device.v1.GetGroupCommandResponse
+	(*WatchDevicesRequest)(nil),        // 67: marquee.device.v1.WatchDevicesRequest
+	(*WatchDevicesResponse)(nil),       // 68: marquee.device.v1.WatchDevicesResponse
+	(*DeviceStatus)(nil),               // 69: marquee.device.v1.DeviceStatus
+	(*SnapshotComplete)(nil),           // 70: marquee.device.v1.SnapshotComplete
+	(*StoredPlays)(nil),                // 71: marquee.device.v1.StoredPlays
+	(*StoredPlay)(nil),                 // 72: marquee.device.v1.StoredPlay
+	(*DeviceChanged)(nil),              // 73: marquee.device.v1.DeviceChanged
+	(*timestamppb.Timestamp)(nil),      // 74: google.protobuf.Timestamp
 }
 var file_marquee_device_v1_device_proto_depIdxs = []int32{
 	1,  // 0: marquee.device.v1.OpeningHours.weekday:type_name -> marquee.device.v1.Weekday
-	2,  // 1: marquee.device.v1.DeviceSettings.place:type_name -> marquee.device.v1.Place
-	3,  // 2: marquee.device.v1.DeviceSettings.screen:type_name -> marquee.device.v1.Screen
-	4,  // 3: marquee.device.v1.DeviceSettings.slot_price:type_name -> marquee.device.v1.Price
-	5,  // 4: marquee.device.v1.DeviceSettings.hours:type_name -> marquee.device.v1.OpeningHours
-	37, // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
-	6,  // 6: marquee.device.v1.Device.settings:type_name -> marquee.device.v1.DeviceSettings
+	4,  // 1: marquee.device.v1.DeviceSettings.place:type_name -> marquee.device.v1.Place
+	5,  // 2: marquee.device.v1.DeviceSettings.screen:type_name -> marquee.device.v1.Screen
+	6,  // 3: marquee.device.v1.DeviceSettings.slot_price:type_name -> marquee.device.v1.Price
+	7,  // 4: marquee.device.v1.DeviceSettings.hours:type_name -> marquee.device.v1.OpeningHours
+	74, // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: marquee.device.v1.Device.settings:type_name -> marquee.device.v1.DeviceSettings
 	0,  // 7: marquee.device.v1.Device.state:type_name -> marquee.device.v1.DeviceState
-	7,  // 8: marquee.device.v1.Device.presence:type_name -> marquee.device.v1.Presence
-	37, // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
-	37, // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
-	37, // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
-	6,  // 12: marquee.device.v1.CreateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
-	8,  // 13: marquee.device.v1.CreateDeviceResponse.device:type_name -> marquee.device.v1.Device
-	8,  // 14: marquee.device.v1.GetDeviceResponse.device:type_name -> marquee.device.v1.Device
+	9,  // 8: marquee.device.v1.Device.presence:type_name -> marquee.device.v1.Presence
+	74, // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
+	74, // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
+	74, // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
+	8,  // 12: marquee.device.v1.CreateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
+	10, // 13: marquee.device.v1.CreateDeviceResponse.device:type_name -> marquee.device.v1.Device
+	10, // 14: marquee.device.v1.GetDeviceResponse.device:type_name -> marquee.device.v1.Device
 	0,  // 15: marquee.device.v1.ListDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
-	8,  // 16: marquee.device.v1.ListDevicesResponse.devices:type_name -> marquee.device.v1.Device
-	6,  // 17: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
-	8,  // 18: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
-	37, // 19: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
-	22, // 20: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
-	22, // 21: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
-	28, // 22: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
-	37, // 23: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
-	28, // 24: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
-	29, // 25: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	29, // 26: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	37, // 27: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
-	37, // 28: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
-	37, // 29: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
-	35, // 30: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
-	9,  // 31: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
-	11, // 32: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
-	13, // 33: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
-	15, // 34: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
-	17, // 35: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
-	19, // 36: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
-	21, // 37: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
-	24, // 38: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
-	26, // 39: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
-	30, // 40: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
-	32, // 41: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
-	34, // 42: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
-	10, // 43: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
-	12, // 44: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
-	14, // 45: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
-	16, // 46: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
-	18, // 47: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
-	20, // 48: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
-	23, // 49: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
-	25, // 50: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
-	27, // 51: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
-	31, // 52: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
-	33, // 53: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
-	36, // 54: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
-	43, // [43:55] is the sub-list for method output_type
-	31, // [31:43] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	10, // 16: marquee.device.v1.ListDevicesResponse.devices:type_name -> marquee.device.v1.Device
+	8,  // 17: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
+	10, // 18: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
+	74, // 19: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 20: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
+	24, // 21: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
+	30, // 22: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
+	74, // 23: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
+	30, // 24: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
+	31, // 25: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	31, // 26: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	74, // 27: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
+	74, // 28: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
+	74, // 29: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
+	37, // 30: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
+	74, // 31: marquee.device.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	74, // 32: marquee.device.v1.Group.update_time:type_name -> google.protobuf.Timestamp
+	39, // 33: marquee.device.v1.CreateGroupResponse.group:type_name -> marquee.device.v1.Group
+	39, // 34: marquee.device.v1.GetGroupResponse.group:type_name -> marquee.device.v1.Group
+	39, // 35: marquee.device.v1.ListGroupsResponse.groups:type_name -> marquee.device.v1.Group
+	39, // 36: marquee.device.v1.UpdateGroupResponse.group:type_name -> marquee.device.v1.Group
+	39, // 37: marquee.device.v1.AddGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	39, // 38: marquee.device.v1.RemoveGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	2,  // 39: marquee.device.v1.Command.kind:type_name -> marquee.device.v1.CommandKind
+	3,  // 40: marquee.device.v1.Command.state:type_name -> marquee.device.v1.CommandState
+	74, // 41: marquee.device.v1.Command.create_time:type_name -> google.protobuf.Timestamp
+	74, // 42: marquee.device.v1.Command.expire_time:type_name -> google.protobuf.Timestamp
+	74, // 43: marquee.device.v1.Command.send_time:type_name -> google.protobuf.Timestamp
+	74, // 44: marquee.device.v1.Command.reply_time:type_name -> google.protobuf.Timestamp
+	2,  // 45: marquee.device.v1.GroupCommand.kind:type_name -> marquee.device.v1.CommandKind
+	74, // 46: marquee.device.v1.GroupCommand.create_time:type_name -> google.protobuf.Timestamp
+	74, // 47: marquee.device.v1.GroupCommand.expire_time:type_name -> google.protobuf.Timestamp
+	56, // 48: marquee.device.v1.GroupCommand.counts:type_name -> marquee.device.v1.CommandCount
+	3,  // 49: marquee.device.v1.CommandCount.state:type_name -> marquee.device.v1.CommandState
+	2,  // 50: marquee.device.v1.SendCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	54, // 51: marquee.device.v1.SendCommandResponse.command:type_name -> marquee.device.v1.Command
+	54, // 52: marquee.device.v1.GetCommandResponse.command:type_name -> marquee.device.v1.Command
+	54, // 53: marquee.device.v1.ListCommandsResponse.commands:type_name -> marquee.device.v1.Command
+	2,  // 54: marquee.device.v1.SendGroupCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	55, // 55: marquee.device.v1.SendGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	55, // 56: marquee.device.v1.GetGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	69, // 57: marquee.device.v1.WatchDevicesResponse.status:type_name -> marquee.device.v1.DeviceStatus
+	70, // 58: marquee.device.v1.WatchDevicesResponse.snapshot_complete:type_name -> marquee.device.v1.SnapshotComplete
+	71, // 59: marquee.device.v1.WatchDevicesResponse.plays:type_name -> marquee.device.v1.StoredPlays
+	0,  // 60: marquee.device.v1.DeviceStatus.state:type_name -> marquee.device.v1.DeviceState
+	9,  // 61: marquee.device.v1.DeviceStatus.presence:type_name -> marquee.device.v1.Presence
+	72, // 62: marquee.device.v1.StoredPlays.plays:type_name -> marquee.device.v1.StoredPlay
+	74, // 63: marquee.device.v1.StoredPlay.start_time:type_name -> google.protobuf.Timestamp
+	10, // 64: marquee.device.v1.DeviceChanged.device:type_name -> marquee.device.v1.Device
+	11, // 65: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
+	13, // 66: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
+	15, // 67: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
+	17, // 68: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
+	19, // 69: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
+	21, // 70: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
+	23, // 71: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
+	26, // 72: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
+	28, // 73: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
+	32, // 74: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
+	34, // 75: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
+	36, // 76: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
+	40, // 77: marquee.device.v1.DeviceService.CreateGroup:input_type -> marquee.device.v1.CreateGroupRequest
+	42, // 78: marquee.device.v1.DeviceService.GetGroup:input_type -> marquee.device.v1.GetGroupRequest
+	44, // 79: marquee.device.v1.DeviceService.ListGroups:input_type -> marquee.device.v1.ListGroupsRequest
+	46, // 80: marquee.device.v1.DeviceService.UpdateGroup:input_type -> marquee.device.v1.UpdateGroupRequest
+	48, // 81: marquee.device.v1.DeviceService.DeleteGroup:input_type -> marquee.device.v1.DeleteGroupRequest
+	50, // 82: marquee.device.v1.DeviceService.AddGroupDevices:input_type -> marquee.device.v1.AddGroupDevicesRequest
+	52, // 83: marquee.device.v1.DeviceService.RemoveGroupDevices:input_type -> marquee.device.v1.RemoveGroupDevicesRequest
+	57, // 84: marquee.device.v1.DeviceService.SendCommand:input_type -> marquee.device.v1.SendCommandRequest
+	59, // 85: marquee.device.v1.DeviceService.GetCommand:input_type -> marquee.device.v1.GetCommandRequest
+	61, // 86: marquee.device.v1.DeviceService.ListCommands:input_type -> marquee.device.v1.ListCommandsRequest
+	63, // 87: marquee.device.v1.DeviceService.SendGroupCommand:input_type -> marquee.device.v1.SendGroupCommandRequest
+	65, // 88: marquee.device.v1.DeviceService.GetGroupCommand:input_type -> marquee.device.v1.GetGroupCommandRequest
+	67, // 89: marquee.device.v1.DeviceService.WatchDevices:input_type -> marquee.device.v1.WatchDevicesRequest
+	12, // 90: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
+	14, // 91: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
+	16, // 92: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
+	18, // 93: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
+	20, // 94: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
+	22, // 95: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
+	25, // 96: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
+	27, // 97: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
+	29, // 98: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
+	33, // 99: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
+	35, // 100: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
+	38, // 101: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
+	41, // 102: marquee.device.v1.DeviceService.CreateGroup:output_type -> marquee.device.v1.CreateGroupResponse
+	43, // 103: marquee.device.v1.DeviceService.GetGroup:output_type -> marquee.device.v1.GetGroupResponse
+	45, // 104: marquee.device.v1.DeviceService.ListGroups:output_type -> marquee.device.v1.ListGroupsResponse
+	47, // 105: marquee.device.v1.DeviceService.UpdateGroup:output_type -> marquee.device.v1.UpdateGroupResponse
+	49, // 106: marquee.device.v1.DeviceService.DeleteGroup:output_type -> marquee.device.v1.DeleteGroupResponse
+	51, // 107: marquee.device.v1.DeviceService.AddGroupDevices:output_type -> marquee.device.v1.AddGroupDevicesResponse
+	53, // 108: marquee.device.v1.DeviceService.RemoveGroupDevices:output_type -> marquee.device.v1.RemoveGroupDevicesResponse
+	58, // 109: marquee.device.v1.DeviceService.SendCommand:output_type -> marquee.device.v1.SendCommandResponse
+	60, // 110: marquee.device.v1.DeviceService.GetCommand:output_type -> marquee.device.v1.GetCommandResponse
+	62, // 111: marquee.device.v1.DeviceService.ListCommands:output_type -> marquee.device.v1.ListCommandsResponse
+	64, // 112: marquee.device.v1.DeviceService.SendGroupCommand:output_type -> marquee.device.v1.SendGroupCommandResponse
+	66, // 113: marquee.device.v1.DeviceService.GetGroupCommand:output_type -> marquee.device.v1.GetGroupCommandResponse
+	68, // 114: marquee.device.v1.DeviceService.WatchDevices:output_type -> marquee.device.v1.WatchDevicesResponse
+	90, // [90:115] is the sub-list for method output_type
+	65, // [65:90] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_marquee_device_v1_device_proto_init() }
@@ -2538,13 +5228,19 @@ func file_marquee_device_v1_device_proto_init() {
 	if File_marquee_device_v1_device_proto != nil {
 		return
 	}
+	file_marquee_device_v1_device_proto_msgTypes[64].OneofWrappers = []any{
+		(*WatchDevicesResponse_Status)(nil),
+		(*WatchDevicesResponse_SnapshotComplete)(nil),
+		(*WatchDevicesResponse_DeletedDeviceId)(nil),
+		(*WatchDevicesResponse_Plays)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_device_v1_device_proto_rawDesc), len(file_marquee_device_v1_device_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   35,
+			NumEnums:      4,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,19 @@ const (
 	DeviceService_PutDefaultPlaylist_FullMethodName = "/marquee.device.v1.DeviceService/PutDefaultPlaylist"
 	DeviceService_GetPlaylist_FullMethodName        = "/marquee.device.v1.DeviceService/GetPlaylist"
 	DeviceService_ListPlays_FullMethodName          = "/marquee.device.v1.DeviceService/ListPlays"
+	DeviceService_CreateGroup_FullMethodName        = "/marquee.device.v1.DeviceService/CreateGroup"
+	DeviceService_GetGroup_FullMethodName           = "/marquee.device.v1.DeviceService/GetGroup"
+	DeviceService_ListGroups_FullMethodName         = "/marquee.device.v1.DeviceService/ListGroups"
+	DeviceService_UpdateGroup_FullMethodName        = "/marquee.device.v1.DeviceService/UpdateGroup"
+	DeviceService_DeleteGroup_FullMethodName        = "/marquee.device.v1.DeviceService/DeleteGroup"
+	DeviceService_AddGroupDevices_FullMethodName    = "/marquee.device.v1.DeviceService/AddGroupDevices"
+	DeviceService_RemoveGroupDevices_FullMethodName = "/marquee.device.v1.DeviceService/RemoveGroupDevices"
+	DeviceService_SendCommand_FullMethodName        = "/marquee.device.v1.DeviceService/SendCommand"
+	DeviceService_GetCommand_FullMethodName         = "/marquee.device.v1.DeviceService/GetCommand"
+	DeviceService_ListCommands_FullMethodName       = "/marquee.device.v1.DeviceService/ListCommands"
+	DeviceService_SendGroupCommand_FullMethodName   = "/marquee.device.v1.DeviceService/SendGroupCommand"
+	DeviceService_GetGroupCommand_FullMethodName    = "/marquee.device.v1.DeviceService/GetGroupCommand"
+	DeviceService_WatchDevices_FullMethodName       = "/marquee.device.v1.DeviceService/WatchDevices"
 )
 
 // DeviceServiceClient is the client API for DeviceService service.
@@ -127,6 +140,116 @@ type DeviceServiceClient interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	ListPlays(ctx context.Context, in *ListPlaysRequest, opts ...grpc.CallOption) (*ListPlaysResponse, error)
+	// CreateGroup creates a group without devices. A repeat with the same request_id
+	// and body returns the first answer.
+	//
+	// Errors:
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_GROUPS): the organisation has 500.
+	CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error)
+	// GetGroup returns a group. Its devices are what ListDevices returns for it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*GetGroupResponse, error)
+	// ListGroups returns an organisation's groups, the newest first.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
+	// UpdateGroup gives a group another name. A repeat changes nothing.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	UpdateGroup(ctx context.Context, in *UpdateGroupRequest, opts ...grpc.CallOption) (*UpdateGroupResponse, error)
+	// DeleteGroup takes a group away, and none of its devices. It is no error when
+	// there is no such group.
+	DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*DeleteGroupResponse, error)
+	// AddGroupDevices adds devices to a group: all of them, or with an error none. It
+	// is no error when some are in it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): the details name the first of the device_ids
+	//     that the organisation does not have.
+	//   - FAILED_PRECONDITION (GROUP_FULL): it would have more than 5,000.
+	AddGroupDevices(ctx context.Context, in *AddGroupDevicesRequest, opts ...grpc.CallOption) (*AddGroupDevicesResponse, error)
+	// RemoveGroupDevices takes devices out of a group. It is no error when some are
+	// not in it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	RemoveGroupDevices(ctx context.Context, in *RemoveGroupDevicesRequest, opts ...grpc.CallOption) (*RemoveGroupDevicesResponse, error)
+	// SendCommand tells the player of a device to do something. A connected player
+	// has the command within a second; another one gets it when it connects, if it
+	// has not expired. GetCommand says what became of it. A repeat with the same
+	// request_id and body sends nothing, and returns the command as it is now.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a TAKEDOWN without a
+	//     creative_id, and for fields that belong to another kind.
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_COMMANDS): the device has 16 that are
+	//     neither answered nor expired.
+	SendCommand(ctx context.Context, in *SendCommandRequest, opts ...grpc.CallOption) (*SendCommandResponse, error)
+	// GetCommand returns a command with what became of it, until 7 days after it
+	// expires.
+	//
+	// Errors:
+	//   - NOT_FOUND (COMMAND_NOT_FOUND): the device has no such command, or not any
+	//     more.
+	GetCommand(ctx context.Context, in *GetCommandRequest, opts ...grpc.CallOption) (*GetCommandResponse, error)
+	// ListCommands returns a device's commands, the newest first, without their
+	// images.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListCommands(ctx context.Context, in *ListCommandsRequest, opts ...grpc.CallOption) (*ListCommandsResponse, error)
+	// SendGroupCommand is SendCommand for all devices that are in a group now: each
+	// gets a command of its own. A device that has 16 commands which are neither
+	// answered nor expired does not; its command has failed.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): as SendCommand.
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (GROUP_EMPTY): the group has no devices.
+	SendGroupCommand(ctx context.Context, in *SendGroupCommandRequest, opts ...grpc.CallOption) (*SendGroupCommandResponse, error)
+	// GetGroupCommand counts what became of the commands that were sent to a group
+	// at once, until 7 days after they expire, also when the group is gone.
+	//
+	// Errors:
+	//   - NOT_FOUND (COMMAND_NOT_FOUND): no such command was sent to the group, or it
+	//     is not kept any more.
+	GetGroupCommand(ctx context.Context, in *GetGroupCommandRequest, opts ...grpc.CallOption) (*GetGroupCommandResponse, error)
+	// WatchDevices sends what each device is like now, says that this was all, and
+	// then sends what happens until the caller leaves: each device that changed, as
+	// it is now, and plays as they are stored. Of changes that come faster than they
+	// are read the last one of a device is sent. An instance of the service that dies
+	// takes its players offline within five seconds, as GetDevice has it.
+	//
+	// A stream that goes on has missed no change; when something may have been
+	// missed it ends with an error, and whoever watches again gets what is so then.
+	// It also ends when a new call would be refused, at the latest when the token
+	// expires. Plays that are stored in the moment in which a watch begins, or
+	// between two, are only in ListPlays.
+	//
+	// Errors:
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): the organisation does not have one of the
+	//     device_ids. One that is deleted later is no error.
+	//   - RESOURCE_EXHAUSTED (WATCH_BEHIND): what happens was not read in time:
+	//     watch again, perhaps fewer devices.
+	//   - RESOURCE_EXHAUSTED (TOO_MANY_WATCHES): 20 of the organisation, or 500 in
+	//     all, are open at this instance: end one, or try again after the given
+	//     delay.
+	//   - UNAVAILABLE (WATCH_INTERRUPTED): this instance stops, or may have missed
+	//     changes: watch again after the given delay.
+	WatchDevices(ctx context.Context, in *WatchDevicesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDevicesResponse], error)
 }
 
 type deviceServiceClient struct {
@@ -257,6 +380,145 @@ func (c *deviceServiceClient) ListPlays(ctx context.Context, in *ListPlaysReques
 	return out, nil
 }
 
+func (c *deviceServiceClient) CreateGroup(ctx context.Context, in *CreateGroupRequest, opts ...grpc.CallOption) (*CreateGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateGroupResponse)
+	err := c.cc.Invoke(ctx, DeviceService_CreateGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) GetGroup(ctx context.Context, in *GetGroupRequest, opts ...grpc.CallOption) (*GetGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetGroupResponse)
+	err := c.cc.Invoke(ctx, DeviceService_GetGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGroupsResponse)
+	err := c.cc.Invoke(ctx, DeviceService_ListGroups_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) UpdateGroup(ctx context.Context, in *UpdateGroupRequest, opts ...grpc.CallOption) (*UpdateGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateGroupResponse)
+	err := c.cc.Invoke(ctx, DeviceService_UpdateGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) DeleteGroup(ctx context.Context, in *DeleteGroupRequest, opts ...grpc.CallOption) (*DeleteGroupResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteGroupResponse)
+	err := c.cc.Invoke(ctx, DeviceService_DeleteGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) AddGroupDevices(ctx context.Context, in *AddGroupDevicesRequest, opts ...grpc.CallOption) (*AddGroupDevicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddGroupDevicesResponse)
+	err := c.cc.Invoke(ctx, DeviceService_AddGroupDevices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) RemoveGroupDevices(ctx context.Context, in *RemoveGroupDevicesRequest, opts ...grpc.CallOption) (*RemoveGroupDevicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveGroupDevicesResponse)
+	err := c.cc.Invoke(ctx, DeviceService_RemoveGroupDevices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) SendCommand(ctx context.Context, in *SendCommandRequest, opts ...grpc.CallOption) (*SendCommandResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SendCommandResponse)
+	err := c.cc.Invoke(ctx, DeviceService_SendCommand_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) GetCommand(ctx context.Context, in *GetCommandRequest, opts ...grpc.CallOption) (*GetCommandResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCommandResponse)
+	err := c.cc.Invoke(ctx, DeviceService_GetCommand_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) ListCommands(ctx context.Context, in *ListCommandsRequest, opts ...grpc.CallOption) (*ListCommandsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCommandsResponse)
+	err := c.cc.Invoke(ctx, DeviceService_ListCommands_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) SendGroupCommand(ctx context.Context, in *SendGroupCommandRequest, opts ...grpc.CallOption) (*SendGroupCommandResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SendGroupCommandResponse)
+	err := c.cc.Invoke(ctx, DeviceService_SendGroupCommand_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) GetGroupCommand(ctx context.Context, in *GetGroupCommandRequest, opts ...grpc.CallOption) (*GetGroupCommandResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetGroupCommandResponse)
+	err := c.cc.Invoke(ctx, DeviceService_GetGroupCommand_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) WatchDevices(ctx context.Context, in *WatchDevicesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDevicesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DeviceService_ServiceDesc.Streams[0], DeviceService_WatchDevices_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchDevicesRequest, WatchDevicesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DeviceService_WatchDevicesClient = grpc.ServerStreamingClient[WatchDevicesResponse]
+
 // DeviceServiceServer is the server API for DeviceService service.
 // All implementations must embed UnimplementedDeviceServiceServer
 // for forward compatibility.
@@ -347,6 +609,116 @@ type DeviceServiceServer interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	ListPlays(context.Context, *ListPlaysRequest) (*ListPlaysResponse, error)
+	// CreateGroup creates a group without devices. A repeat with the same request_id
+	// and body returns the first answer.
+	//
+	// Errors:
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_GROUPS): the organisation has 500.
+	CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error)
+	// GetGroup returns a group. Its devices are what ListDevices returns for it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	GetGroup(context.Context, *GetGroupRequest) (*GetGroupResponse, error)
+	// ListGroups returns an organisation's groups, the newest first.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
+	// UpdateGroup gives a group another name. A repeat changes nothing.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	UpdateGroup(context.Context, *UpdateGroupRequest) (*UpdateGroupResponse, error)
+	// DeleteGroup takes a group away, and none of its devices. It is no error when
+	// there is no such group.
+	DeleteGroup(context.Context, *DeleteGroupRequest) (*DeleteGroupResponse, error)
+	// AddGroupDevices adds devices to a group: all of them, or with an error none. It
+	// is no error when some are in it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): the details name the first of the device_ids
+	//     that the organisation does not have.
+	//   - FAILED_PRECONDITION (GROUP_FULL): it would have more than 5,000.
+	AddGroupDevices(context.Context, *AddGroupDevicesRequest) (*AddGroupDevicesResponse, error)
+	// RemoveGroupDevices takes devices out of a group. It is no error when some are
+	// not in it.
+	//
+	// Errors:
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	RemoveGroupDevices(context.Context, *RemoveGroupDevicesRequest) (*RemoveGroupDevicesResponse, error)
+	// SendCommand tells the player of a device to do something. A connected player
+	// has the command within a second; another one gets it when it connects, if it
+	// has not expired. GetCommand says what became of it. A repeat with the same
+	// request_id and body sends nothing, and returns the command as it is now.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a TAKEDOWN without a
+	//     creative_id, and for fields that belong to another kind.
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (TOO_MANY_COMMANDS): the device has 16 that are
+	//     neither answered nor expired.
+	SendCommand(context.Context, *SendCommandRequest) (*SendCommandResponse, error)
+	// GetCommand returns a command with what became of it, until 7 days after it
+	// expires.
+	//
+	// Errors:
+	//   - NOT_FOUND (COMMAND_NOT_FOUND): the device has no such command, or not any
+	//     more.
+	GetCommand(context.Context, *GetCommandRequest) (*GetCommandResponse, error)
+	// ListCommands returns a device's commands, the newest first, without their
+	// images.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListCommands(context.Context, *ListCommandsRequest) (*ListCommandsResponse, error)
+	// SendGroupCommand is SendCommand for all devices that are in a group now: each
+	// gets a command of its own. A device that has 16 commands which are neither
+	// answered nor expired does not; its command has failed.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): as SendCommand.
+	//   - NOT_FOUND (GROUP_NOT_FOUND): the organisation has no such group.
+	//   - ABORTED (REQUEST_ID_REUSED): the request_id came before with another
+	//     body.
+	//   - FAILED_PRECONDITION (GROUP_EMPTY): the group has no devices.
+	SendGroupCommand(context.Context, *SendGroupCommandRequest) (*SendGroupCommandResponse, error)
+	// GetGroupCommand counts what became of the commands that were sent to a group
+	// at once, until 7 days after they expire, also when the group is gone.
+	//
+	// Errors:
+	//   - NOT_FOUND (COMMAND_NOT_FOUND): no such command was sent to the group, or it
+	//     is not kept any more.
+	GetGroupCommand(context.Context, *GetGroupCommandRequest) (*GetGroupCommandResponse, error)
+	// WatchDevices sends what each device is like now, says that this was all, and
+	// then sends what happens until the caller leaves: each device that changed, as
+	// it is now, and plays as they are stored. Of changes that come faster than they
+	// are read the last one of a device is sent. An instance of the service that dies
+	// takes its players offline within five seconds, as GetDevice has it.
+	//
+	// A stream that goes on has missed no change; when something may have been
+	// missed it ends with an error, and whoever watches again gets what is so then.
+	// It also ends when a new call would be refused, at the latest when the token
+	// expires. Plays that are stored in the moment in which a watch begins, or
+	// between two, are only in ListPlays.
+	//
+	// Errors:
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): the organisation does not have one of the
+	//     device_ids. One that is deleted later is no error.
+	//   - RESOURCE_EXHAUSTED (WATCH_BEHIND): what happens was not read in time:
+	//     watch again, perhaps fewer devices.
+	//   - RESOURCE_EXHAUSTED (TOO_MANY_WATCHES): 20 of the organisation, or 500 in
+	//     all, are open at this instance: end one, or try again after the given
+	//     delay.
+	//   - UNAVAILABLE (WATCH_INTERRUPTED): this instance stops, or may have missed
+	//     changes: watch again after the given delay.
+	WatchDevices(*WatchDevicesRequest, grpc.ServerStreamingServer[WatchDevicesResponse]) error
 	mustEmbedUnimplementedDeviceServiceServer()
 }
 
@@ -392,6 +764,45 @@ func (UnimplementedDeviceServiceServer) GetPlaylist(context.Context, *GetPlaylis
 }
 func (UnimplementedDeviceServiceServer) ListPlays(context.Context, *ListPlaysRequest) (*ListPlaysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPlays not implemented")
+}
+func (UnimplementedDeviceServiceServer) CreateGroup(context.Context, *CreateGroupRequest) (*CreateGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateGroup not implemented")
+}
+func (UnimplementedDeviceServiceServer) GetGroup(context.Context, *GetGroupRequest) (*GetGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGroup not implemented")
+}
+func (UnimplementedDeviceServiceServer) ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGroups not implemented")
+}
+func (UnimplementedDeviceServiceServer) UpdateGroup(context.Context, *UpdateGroupRequest) (*UpdateGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateGroup not implemented")
+}
+func (UnimplementedDeviceServiceServer) DeleteGroup(context.Context, *DeleteGroupRequest) (*DeleteGroupResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteGroup not implemented")
+}
+func (UnimplementedDeviceServiceServer) AddGroupDevices(context.Context, *AddGroupDevicesRequest) (*AddGroupDevicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddGroupDevices not implemented")
+}
+func (UnimplementedDeviceServiceServer) RemoveGroupDevices(context.Context, *RemoveGroupDevicesRequest) (*RemoveGroupDevicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveGroupDevices not implemented")
+}
+func (UnimplementedDeviceServiceServer) SendCommand(context.Context, *SendCommandRequest) (*SendCommandResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SendCommand not implemented")
+}
+func (UnimplementedDeviceServiceServer) GetCommand(context.Context, *GetCommandRequest) (*GetCommandResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCommand not implemented")
+}
+func (UnimplementedDeviceServiceServer) ListCommands(context.Context, *ListCommandsRequest) (*ListCommandsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCommands not implemented")
+}
+func (UnimplementedDeviceServiceServer) SendGroupCommand(context.Context, *SendGroupCommandRequest) (*SendGroupCommandResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SendGroupCommand not implemented")
+}
+func (UnimplementedDeviceServiceServer) GetGroupCommand(context.Context, *GetGroupCommandRequest) (*GetGroupCommandResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGroupCommand not implemented")
+}
+func (UnimplementedDeviceServiceServer) WatchDevices(*WatchDevicesRequest, grpc.ServerStreamingServer[WatchDevicesResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchDevices not implemented")
 }
 func (UnimplementedDeviceServiceServer) mustEmbedUnimplementedDeviceServiceServer() {}
 func (UnimplementedDeviceServiceServer) testEmbeddedByValue()                       {}
@@ -630,6 +1041,233 @@ func _DeviceService_ListPlays_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DeviceService_CreateGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).CreateGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_CreateGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).CreateGroup(ctx, req.(*CreateGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_GetGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).GetGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_GetGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).GetGroup(ctx, req.(*GetGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_ListGroups_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGroupsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).ListGroups(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_ListGroups_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).ListGroups(ctx, req.(*ListGroupsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_UpdateGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).UpdateGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_UpdateGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).UpdateGroup(ctx, req.(*UpdateGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_DeleteGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).DeleteGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_DeleteGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).DeleteGroup(ctx, req.(*DeleteGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_AddGroupDevices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddGroupDevicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).AddGroupDevices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_AddGroupDevices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).AddGroupDevices(ctx, req.(*AddGroupDevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_RemoveGroupDevices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveGroupDevicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).RemoveGroupDevices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_RemoveGroupDevices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).RemoveGroupDevices(ctx, req.(*RemoveGroupDevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_SendCommand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SendCommandRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).SendCommand(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_SendCommand_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).SendCommand(ctx, req.(*SendCommandRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_GetCommand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetCommandRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).GetCommand(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_GetCommand_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).GetCommand(ctx, req.(*GetCommandRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_ListCommands_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCommandsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).ListCommands(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_ListCommands_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).ListCommands(ctx, req.(*ListCommandsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_SendGroupCommand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SendGroupCommandRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).SendGroupCommand(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_SendGroupCommand_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).SendGroupCommand(ctx, req.(*SendGroupCommandRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_GetGroupCommand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGroupCommandRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).GetGroupCommand(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_GetGroupCommand_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).GetGroupCommand(ctx, req.(*GetGroupCommandRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_WatchDevices_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchDevicesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DeviceServiceServer).WatchDevices(m, &grpc.GenericServerStream[WatchDevicesRequest, WatchDevicesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DeviceService_WatchDevicesServer = grpc.ServerStreamingServer[WatchDevicesResponse]
+
 // DeviceService_ServiceDesc is the grpc.ServiceDesc for DeviceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -685,7 +1323,61 @@ var DeviceService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListPlays",
 			Handler:    _DeviceService_ListPlays_Handler,
 		},
+		{
+			MethodName: "CreateGroup",
+			Handler:    _DeviceService_CreateGroup_Handler,
+		},
+		{
+			MethodName: "GetGroup",
+			Handler:    _DeviceService_GetGroup_Handler,
+		},
+		{
+			MethodName: "ListGroups",
+			Handler:    _DeviceService_ListGroups_Handler,
+		},
+		{
+			MethodName: "UpdateGroup",
+			Handler:    _DeviceService_UpdateGroup_Handler,
+		},
+		{
+			MethodName: "DeleteGroup",
+			Handler:    _DeviceService_DeleteGroup_Handler,
+		},
+		{
+			MethodName: "AddGroupDevices",
+			Handler:    _DeviceService_AddGroupDevices_Handler,
+		},
+		{
+			MethodName: "RemoveGroupDevices",
+			Handler:    _DeviceService_RemoveGroupDevices_Handler,
+		},
+		{
+			MethodName: "SendCommand",
+			Handler:    _DeviceService_SendCommand_Handler,
+		},
+		{
+			MethodName: "GetCommand",
+			Handler:    _DeviceService_GetCommand_Handler,
+		},
+		{
+			MethodName: "ListCommands",
+			Handler:    _DeviceService_ListCommands_Handler,
+		},
+		{
+			MethodName: "SendGroupCommand",
+			Handler:    _DeviceService_SendGroupCommand_Handler,
+		},
+		{
+			MethodName: "GetGroupCommand",
+			Handler:    _DeviceService_GetGroupCommand_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchDevices",
+			Handler:       _DeviceService_WatchDevices_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "marquee/device/v1/device.proto",
 }

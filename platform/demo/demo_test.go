@@ -1,0 +1,395 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image/png"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
+	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
+)
+
+// What the services would refuse, but for the venue types, is seen here already.
+func TestOwners(t *testing.T) {
+	names, pictures := map[string]bool{}, map[string]bool{}
+	require.Equal(t, []string{"demo", "demo2"}, Keys())
+	for _, o := range owners() {
+		require.Len(t, o.displays, 10)
+		own := media{}
+		for _, c := range o.creatives {
+			require.False(t, pictures[c.id], c.id)
+			pictures[c.id], own[c.id] = true, strings.Repeat("0", 64)
+			require.Regexp(t, `^[A-Z]+( [A-Z]+)*$`, c.words)
+		}
+		for _, d := range o.displays {
+			require.False(t, names[d.name], d.name)
+			names[d.name] = true
+			require.NoError(t, protovalidate.Validate(d.settings()), d.name)
+			require.NotZero(t, d.slot, d.name)
+			require.Zero(t, d.loop%d.slot, d.name)
+			_, err := time.LoadLocation(d.zone)
+			require.NoError(t, err, d.name)
+			items := d.items(own, "http://127.0.0.1:1")
+			require.GreaterOrEqual(t, len(items), 2, d.name)
+			require.LessOrEqual(t, len(items), 3, d.name)
+			require.LessOrEqual(t, int32(len(items))*d.slot, d.loop, d.name)
+			for _, item := range items {
+				require.NoError(t, protovalidate.Validate(item), "%s shows what is not its owner's", d.name)
+			}
+		}
+	}
+	require.Len(t, names, 20)
+}
+
+func TestPictures(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "media")
+	made, err := putMedia(folder, owners())
+	require.NoError(t, err)
+	sums := map[string]bool{}
+	for id, sum := range made {
+		require.False(t, sums[sum], "%s looks like another", id)
+		sums[sum] = true
+		file, err := os.Open(filepath.Join(folder, sum))
+		require.NoError(t, err)
+		info, err := file.Stat()
+		require.NoError(t, err)
+		require.Less(t, info.Size(), int64(64<<10), "%s is not small", id)
+		picture, err := png.Decode(file)
+		require.NoError(t, err, id)
+		require.Equal(t, pictureWidth, picture.Bounds().Dx())
+		require.NoError(t, file.Close())
+	}
+	require.Len(t, sums, 6)
+	for letter := byte('A'); letter <= 'Z'; letter++ {
+		dots := 0
+		for i := range letterWidth * letterHeight {
+			if inked(letter, i%letterWidth, i/letterWidth) {
+				dots++
+			}
+		}
+		require.Greater(t, dots, 8, "%c", letter)
+	}
+
+	before, err := os.Stat(filepath.Join(folder, made["alpine-air"]))
+	require.NoError(t, err)
+	again, err := putMedia(folder, owners())
+	require.NoError(t, err)
+	require.Equal(t, made, again)
+	after, err := os.Stat(filepath.Join(folder, made["alpine-air"]))
+	require.NoError(t, err)
+	require.True(t, os.SameFile(before, after), "it was written again")
+}
+
+// platform answers as the account and device services do behind a gateway, and
+// counts the calls that change something.
+type platform struct {
+	accountv1.UnimplementedAccountServiceServer
+	accountv1.UnimplementedOrganisationServiceServer
+	devicev1.UnimplementedDeviceServiceServer
+
+	mu            sync.Mutex
+	changes       map[string]int
+	passwords     map[string]string
+	organisations map[string]string // owner by organisation
+	devices       map[string]*devicev1.Device
+	playlists     map[string]*devicev1.Playlist
+	codes         map[string]string // device by claim code
+	away          int               // calls that still find nobody
+	made          int               // devices so far
+	claims        int               // so far
+	failAfter     int               // claims that are answered, when it is not 0
+}
+
+// players are whom the credentials are for.
+type players map[string]string
+
+func (p players) keep(_ context.Context, credentials map[string]string) error {
+	clear(p)
+	maps.Copy(p, credentials)
+	return nil
+}
+
+func newPlatform(t *testing.T) (*platform, players, Config) {
+	t.Helper()
+	p := &platform{
+		changes: map[string]int{}, passwords: map[string]string{}, organisations: map[string]string{}, devices: map[string]*devicev1.Device{},
+		playlists: map[string]*devicev1.Playlist{}, codes: map[string]string{}, away: 3,
+	}
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.away > 0 {
+			p.away--
+			return nil, status.Error([]codes.Code{codes.Unavailable, codes.Unimplemented}[p.away%2], "nobody is there yet")
+		}
+		return handle(ctx, request)
+	}))
+	accountv1.RegisterAccountServiceServer(server, p)
+	accountv1.RegisterOrganisationServiceServer(server, p)
+	devicev1.RegisterDeviceServiceServer(server, p)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-served)
+	})
+	folder := t.TempDir()
+	cfg := Config{Gateway: l.Addr().String(), Folder: folder, MediaFolder: filepath.Join(folder, "media"), MediaURL: "http://127.0.0.1:1"}
+	have := players{}
+	cfg.Credentials = func(context.Context) (map[string]string, error) { return maps.Clone(have), nil }
+	cfg.Keep = have.keep
+	return p, have, cfg
+}
+
+func caller(ctx context.Context) string {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return strings.TrimPrefix(strings.Join(md["authorization"], ""), "Bearer ")
+}
+
+func (p *platform) SignUp(_ context.Context, r *accountv1.SignUpRequest) (*accountv1.SignUpResponse, error) {
+	p.changes["SignUp"]++
+	p.passwords[r.GetName()] = r.GetPassword()
+	return &accountv1.SignUpResponse{Account: &accountv1.Account{AccountId: "acc_" + r.GetName()}}, nil
+}
+
+func (p *platform) LogIn(_ context.Context, r *accountv1.LogInRequest) (*accountv1.LogInResponse, error) {
+	if p.passwords[r.GetName()] != r.GetPassword() {
+		return nil, status.Error(codes.Unauthenticated, "wrong password")
+	}
+	return &accountv1.LogInResponse{AccessToken: r.GetName(), RefreshToken: r.GetName()}, nil
+}
+
+func (p *platform) LogOut(context.Context, *accountv1.LogOutRequest) (*accountv1.LogOutResponse, error) {
+	return &accountv1.LogOutResponse{}, nil
+}
+
+func (p *platform) RefreshSession(_ context.Context, r *accountv1.RefreshSessionRequest) (*accountv1.RefreshSessionResponse, error) {
+	return &accountv1.RefreshSessionResponse{AccessToken: r.GetRefreshToken()}, nil
+}
+
+func (p *platform) CreateOrganisation(ctx context.Context, r *accountv1.CreateOrganisationRequest) (*accountv1.CreateOrganisationResponse, error) {
+	p.changes["CreateOrganisation"]++
+	id := "org_" + r.GetName()
+	p.organisations[id] = caller(ctx)
+	return &accountv1.CreateOrganisationResponse{Organisation: &accountv1.Organisation{OrganisationId: id, Name: r.GetName()}}, nil
+}
+
+func (p *platform) ListDevices(ctx context.Context, r *devicev1.ListDevicesRequest) (*devicev1.ListDevicesResponse, error) {
+	if p.organisations[r.GetOrganisationId()] != caller(ctx) {
+		return nil, status.Error(codes.PermissionDenied, "not a member")
+	}
+	answer := &devicev1.ListDevicesResponse{}
+	for _, device := range p.devices {
+		if device.GetOrganisationId() == r.GetOrganisationId() {
+			answer.Devices = append(answer.Devices, device)
+		}
+	}
+	return answer, nil
+}
+
+func (p *platform) CreateDevice(_ context.Context, r *devicev1.CreateDeviceRequest) (*devicev1.CreateDeviceResponse, error) {
+	p.changes["CreateDevice"]++
+	p.made++
+	device := &devicev1.Device{
+		DeviceId: fmt.Sprint("dev_", p.made), OrganisationId: r.GetOrganisationId(), Settings: r.GetSettings(),
+		State: devicev1.DeviceState_DEVICE_STATE_UNCLAIMED,
+	}
+	p.devices[device.GetDeviceId()] = device
+	return &devicev1.CreateDeviceResponse{Device: device}, nil
+}
+
+func (p *platform) GetPlaylist(_ context.Context, r *devicev1.GetPlaylistRequest) (*devicev1.GetPlaylistResponse, error) {
+	return &devicev1.GetPlaylistResponse{Playlist: p.playlists[r.GetDeviceId()]}, nil
+}
+
+func (p *platform) PutDefaultPlaylist(_ context.Context, r *devicev1.PutDefaultPlaylistRequest) (*devicev1.PutDefaultPlaylistResponse, error) {
+	p.changes["PutDefaultPlaylist"]++
+	p.playlists[r.GetDeviceId()] = &devicev1.Playlist{Version: p.playlists[r.GetDeviceId()].GetVersion() + 1, Items: r.GetItems()}
+	return &devicev1.PutDefaultPlaylistResponse{Playlist: p.playlists[r.GetDeviceId()]}, nil
+}
+
+func (p *platform) CreateClaimCode(_ context.Context, r *devicev1.CreateClaimCodeRequest) (*devicev1.CreateClaimCodeResponse, error) {
+	code := fmt.Sprint("code-", len(p.codes))
+	p.codes[code] = r.GetDeviceId()
+	return &devicev1.CreateClaimCodeResponse{ClaimCode: code}, nil
+}
+
+func (p *platform) ClaimDevice(ctx context.Context, r *devicev1.ClaimDeviceRequest) (*devicev1.ClaimDeviceResponse, error) {
+	id := p.codes[r.GetClaimCode()]
+	if id == "" || caller(ctx) != "" {
+		return nil, status.Error(codes.Unauthenticated, "no such code")
+	}
+	p.codes[r.GetClaimCode()] = ""
+	p.changes["ClaimDevice"]++
+	p.devices[id].State = devicev1.DeviceState_DEVICE_STATE_CLAIMED
+	p.claims++
+	switch {
+	case p.claims == 1:
+		return nil, status.Error(codes.Unavailable, "the answer is lost")
+	case p.failAfter > 0 && p.claims > p.failAfter:
+		return nil, status.Error(codes.Internal, "broken")
+	}
+	return &devicev1.ClaimDeviceResponse{Credentials: &devicev1.Credentials{DeviceId: id, Secret: fmt.Sprint("secret-", p.claims)}}, nil
+}
+
+// taken are the changes since it was asked last.
+func (p *platform) taken() map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := p.changes
+	p.changes = map[string]int{}
+	return taken
+}
+
+func TestMake(t *testing.T) {
+	p, have, cfg := newPlatform(t)
+	first, err := Make(t.Context(), cfg)
+	require.NoError(t, err)
+	require.True(t, first.Changed)
+	require.Len(t, have, 20)
+	// The claim whose answer was lost was made once more, with a new code.
+	require.Equal(t, map[string]int{"SignUp": 2, "CreateOrganisation": 2, "CreateDevice": 20, "PutDefaultPlaylist": 20, "ClaimDevice": 21}, p.taken())
+	for _, o := range first.Owners {
+		require.Len(t, o.Displays, 10)
+		for _, d := range o.Displays {
+			require.Equal(t, d.Name, p.devices[d.DeviceID].GetSettings().GetName())
+			require.NotEmpty(t, have[d.DeviceID])
+			for _, item := range p.playlists[d.DeviceID].GetItems() {
+				require.Equal(t, "http://127.0.0.1:1/"+item.GetSha256(), item.GetUrl())
+				require.FileExists(t, filepath.Join(cfg.MediaFolder, item.GetSha256()))
+			}
+		}
+		info, err := os.Stat(filepath.Join(cfg.Folder, o.Key+"-account.json"))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+		read, err := ReadOwner(cfg.Folder, o.Key)
+		require.NoError(t, err)
+		require.Equal(t, []string{o.Name, o.Password, o.OrganisationID}, []string{read.Name, read.Password, read.OrganisationID})
+	}
+
+	again := func() Demo {
+		t.Helper()
+		found, err := Make(t.Context(), cfg)
+		require.NoError(t, err)
+		return found
+	}
+	t.Run("SecondTimeChangesNothing", func(t *testing.T) {
+		found := again()
+		require.False(t, found.Changed)
+		require.Equal(t, first.Owners, found.Owners)
+		require.Empty(t, p.taken())
+	})
+	id := first.Owners[0].Displays[0].DeviceID
+	t.Run("WhatPeopleChangedStays", func(t *testing.T) {
+		byHand := &devicev1.Playlist{Version: 7, Items: []*devicev1.PlaylistItem{{CreativeId: "mine"}}}
+		p.playlists[id] = byHand
+		p.playlists[first.Owners[0].Displays[1].DeviceID] = &devicev1.Playlist{Version: 8} // taken down
+		revoked := first.Owners[1].Displays[0].DeviceID
+		p.devices[revoked].State = devicev1.DeviceState_DEVICE_STATE_REVOKED
+		require.False(t, again().Changed)
+		require.Same(t, byHand, p.playlists[id])
+		require.Empty(t, p.taken())
+	})
+	t.Run("LostCredentialsAreClaimedAnew", func(t *testing.T) {
+		before := maps.Clone(have)
+		delete(have, id)
+		require.True(t, again().Changed)
+		require.NotEqual(t, before[id], have[id])
+		before[id] = have[id]
+		require.Equal(t, before, have, "nobody else is thrown out")
+		require.Equal(t, map[string]int{"ClaimDevice": 1}, p.taken())
+	})
+	t.Run("ADeletedDisplayComesBack", func(t *testing.T) {
+		delete(p.devices, id)
+		found := again()
+		require.True(t, found.Changed)
+		require.NotEqual(t, id, found.Owners[0].Displays[0].DeviceID)
+		require.Len(t, have, 20)
+		require.NotContains(t, have, id)
+		require.Equal(t, map[string]int{"CreateDevice": 1, "PutDefaultPlaylist": 1, "ClaimDevice": 1}, p.taken())
+	})
+	t.Run("MediaElsewhere", func(t *testing.T) {
+		cfg.MediaURL = "http://127.0.0.1:2"
+		require.True(t, again().Changed)
+		require.Equal(t, map[string]int{"PutDefaultPlaylist": 19}, p.taken(), "all but the one that was taken down")
+		require.False(t, again().Changed)
+	})
+}
+
+// Of two who make it at the same time one does.
+func TestMakeTwiceAtOnce(t *testing.T) {
+	p, have, cfg := newPlatform(t)
+	var changed [2]bool
+	var group errgroup.Group
+	for i := range changed {
+		group.Go(func() error {
+			made, err := Make(t.Context(), cfg)
+			changed[i] = made.Changed
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	require.NotEqual(t, changed[0], changed[1])
+	require.Len(t, have, 20)
+	require.Len(t, p.devices, 20)
+}
+
+// What was claimed before something went wrong is not claimed again.
+func TestMakeGoesOn(t *testing.T) {
+	p, have, cfg := newPlatform(t)
+	p.failAfter = 12
+	_, err := Make(t.Context(), cfg)
+	require.ErrorContains(t, err, "claiming")
+	require.NotEmpty(t, have)
+	require.LessOrEqual(t, len(have), 11, "of twelve answers the first is lost")
+	before := maps.Clone(have)
+
+	p.mu.Lock()
+	p.failAfter = 0
+	p.mu.Unlock()
+	_, err = Make(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Len(t, have, 20)
+	for id, secret := range before {
+		require.Equal(t, secret, have[id])
+	}
+
+	clear(have)
+	cfg.Keep = func(context.Context, map[string]string) error { return errors.New("the disk is full") }
+	_, err = Make(t.Context(), cfg)
+	require.ErrorContains(t, err, "keeping the credentials of the displays: the disk is full")
+}
+
+func TestMakeAccount(t *testing.T) {
+	p, _, cfg := newPlatform(t)
+	_, err := ReadOwner(cfg.Folder, "demo")
+	require.ErrorContains(t, err, "marquee up makes it")
+	_, err = ReadOwner(cfg.Folder, "root")
+	require.ErrorContains(t, err, `nobody is called "root"`)
+	made, err := MakeAccount(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Equal(t, made.Password, p.passwords["demo@example.com"])
+	again, err := MakeAccount(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Equal(t, made, again)
+	require.Equal(t, map[string]int{"SignUp": 1}, p.taken())
+}
