@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -15,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +54,9 @@ type fleet struct {
 	exited                 chan error
 	logs                   []string
 	kills                  int
+	slot                   time.Duration
+	before                 int // players of others that are connected
+	heard                  heard
 }
 
 // each does something for all of a list, several at once.
@@ -93,6 +96,7 @@ func newFleet(t *testing.T, ctx context.Context, o *owner, count, slotSeconds in
 	f := &fleet{
 		owner: o, ids: make([]string, count), program: filepath.Join(dir, "player"), dir: filepath.Join(dir, "kept"),
 		credentials: filepath.Join(dir, "credentials"), addresses: filepath.Join(dir, "addresses"),
+		heard: heard{played: map[string]map[string]bool{}, shows: map[string]string{}},
 	}
 	build := exec.CommandContext(ctx, "go", "build", "-o", f.program, "./services/device/cmd/player")
 	build.Dir = root
@@ -125,8 +129,9 @@ func newFleet(t *testing.T, ctx context.Context, o *owner, count, slotSeconds in
 	return f
 }
 
-// show has all displays play one creative over and over, or nothing.
-func (f *fleet) show(ctx context.Context, creative, name string, length time.Duration) error {
+// show has all displays play one creative, whose media have this name, over and
+// over, or nothing.
+func (f *fleet) show(ctx context.Context, creative, name string) error {
 	gateways, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
 	if err != nil {
 		return err
@@ -134,7 +139,7 @@ func (f *fleet) show(ctx context.Context, creative, name string, length time.Dur
 	items := []any{}
 	if creative != "" {
 		items = append(items, map[string]any{
-			"creativeId": creative, "url": "http://" + gateways[0].HTTP + "/v1/media/" + name, "sha256": name, "mediaType": "text/plain", "durationMs": length.Milliseconds(),
+			"creativeId": creative, "url": "http://" + gateways[0].HTTP + "/v1/media/" + name, "sha256": name, "mediaType": "text/plain", "durationMs": f.slot.Milliseconds(),
 		})
 	}
 	return each(f.ids, func(_ int, id string) error {
@@ -206,39 +211,61 @@ func (f *fleet) end(t *testing.T, signal syscall.Signal) error {
 
 var (
 	playedLine = regexp.MustCompile(`^\S+ (dev_\w+) played \S+ for \S+: (\w{26})$`)
-	showsLine  = regexp.MustCompile(`^\S+ (dev_\w+) shows (\S+) for`)
+	showsLine  = regexp.MustCompile(`^\S+ (dev_\w+) shows (\S+)`)
 	fleetLine  = regexp.MustCompile(`displays: (\d+) connected, .* (\d+) plays, (\d+) unsent, (\d+) held, (\d+) rejected, (\d+) LOST$`)
 )
 
-// said is what the player's logs say: the plays that it wrote down, by display;
+// heard is what the player's logs say: the plays that it wrote down, by display;
 // what each display began to show last; and the last summary.
-func (f *fleet) said(t *testing.T) (played map[string]map[string]bool, shows map[string]string, summary []int) {
+type heard struct {
+	played  map[string]map[string]bool
+	shows   map[string]string
+	summary []int
+	read    []int64 // of each log, in bytes
+}
+
+// said reads what the logs have more than before.
+func (f *fleet) said(t *testing.T) *heard {
 	t.Helper()
-	played, shows = map[string]map[string]bool{}, map[string]string{}
-	for _, name := range f.logs {
+	h := &f.heard
+	for i, name := range f.logs {
+		if i == len(h.read) {
+			h.read = append(h.read, 0)
+		}
 		log, err := os.Open(name)
 		require.NoError(t, err)
-		for lines := bufio.NewScanner(log); lines.Scan(); {
-			if m := playedLine.FindStringSubmatch(lines.Text()); m != nil {
-				if played[m[1]] == nil {
-					played[m[1]] = map[string]bool{}
-				}
-				require.False(t, played[m[1]][m[2]], "%s was played twice", m[2])
-				played[m[1]][m[2]] = true
-			} else if m := showsLine.FindStringSubmatch(lines.Text()); m != nil {
-				shows[m[1]] = m[2]
-			} else if m := fleetLine.FindStringSubmatch(lines.Text()); m != nil {
-				summary = summary[:0]
-				for _, text := range m[1:] {
-					n, err := strconv.Atoi(text)
-					require.NoError(t, err)
-					summary = append(summary, n)
-				}
-			}
-		}
+		_, err = log.Seek(h.read[i], io.SeekStart)
+		require.NoError(t, err)
+		text, err := io.ReadAll(log)
+		require.NoError(t, err)
 		require.NoError(t, log.Close())
+		whole := strings.LastIndexByte(string(text), '\n') + 1
+		h.read[i] += int64(whole)
+		for line := range strings.Lines(string(text[:whole])) {
+			h.hear(t, strings.TrimSuffix(line, "\n"))
+		}
 	}
-	return played, shows, summary
+	return h
+}
+
+func (h *heard) hear(t *testing.T, line string) {
+	t.Helper()
+	if m := playedLine.FindStringSubmatch(line); m != nil {
+		if h.played[m[1]] == nil {
+			h.played[m[1]] = map[string]bool{}
+		}
+		require.False(t, h.played[m[1]][m[2]], "%s was played twice", m[2])
+		h.played[m[1]][m[2]] = true
+	} else if m := showsLine.FindStringSubmatch(line); m != nil {
+		h.shows[m[1]] = m[2]
+	} else if m := fleetLine.FindStringSubmatch(line); m != nil {
+		h.summary = h.summary[:0]
+		for _, text := range m[1:] {
+			n, err := strconv.Atoi(text)
+			require.NoError(t, err)
+			h.summary = append(h.summary, n)
+		}
+	}
 }
 
 // connected is how many displays are connected, to all instances together.
@@ -283,28 +310,27 @@ func uploadText(t *testing.T, ctx context.Context, o *owner, content string) str
 	return name
 }
 
-// Displays play on through everything that goes away, and hand in later: every
-// play that the player wrote down is counted once.
-func TestOutage(t *testing.T) {
+// runFleet enrols a fleet, has it play "first", and waits until all of it is
+// connected. It ends with the test.
+func runFleet(t *testing.T, ctx context.Context) *fleet {
+	t.Helper()
 	count := devicesDefault
 	if text := os.Getenv(devicesVariable); text != "" {
 		var err error
 		count, err = strconv.Atoi(text)
 		require.NoError(t, err, devicesVariable)
 	}
-	ctx := begin(t, 8*time.Minute)
 	slotSeconds := max(1, count/playsASecond)
-	slot := time.Duration(slotSeconds) * time.Second
 	o := newOwner(t, ctx)
 	o.doors = followDoors(t, ctx) // gateways are rolled, to other ports
 	before, err := connected(ctx)
 	require.NoError(t, err)
 	began := time.Now()
 	f := newFleet(t, ctx, o, count, slotSeconds)
+	f.slot, f.before = time.Duration(slotSeconds)*time.Second, before
 	t.Logf("%d displays enrolled in %.1f s", count, time.Since(began).Seconds())
-	first, second := uploadText(t, ctx, o, "the first"), uploadText(t, ctx, o, "the second")
-	require.NoError(t, f.show(ctx, "first", first, slot))
-	defer f.follow(t, ctx)()
+	require.NoError(t, f.show(ctx, "first", uploadText(t, ctx, o, "the first")))
+	t.Cleanup(f.follow(t, ctx))
 	f.start(t)
 	t.Cleanup(func() {
 		if f.exited != nil {
@@ -312,34 +338,58 @@ func TestOutage(t *testing.T) {
 			<-f.exited
 		}
 	})
-	online := func(what string) {
-		t.Helper()
-		took := scenario.Eventually(ctx, t, 2*time.Minute, "all displays are connected", func() error {
-			now, err := connected(ctx)
-			if err == nil && now-before != count {
-				err = fmt.Errorf("%d are", now-before)
-			}
-			return err
-		})
-		t.Logf("%s: all connected after %.1f s", what, took.Seconds())
-	}
-	online("started")
+	f.online(t, ctx, "started")
+	return f
+}
 
+// online waits until all displays are connected.
+func (f *fleet) online(t *testing.T, ctx context.Context, what string) {
+	t.Helper()
+	took := scenario.Eventually(ctx, t, 2*time.Minute, "all displays are connected", func() error {
+		now, err := connected(ctx)
+		if err == nil && now-f.before != len(f.ids) {
+			err = fmt.Errorf("%d are", now-f.before)
+		}
+		return err
+	})
+	t.Logf("%s: all connected after %.1f s", what, took.Seconds())
+}
+
+// showing waits until every display shows a creative, or nothing.
+func (f *fleet) showing(t *testing.T, ctx context.Context, creative string) time.Duration {
+	t.Helper()
+	return scenario.Eventually(ctx, t, time.Minute, "every display shows "+creative, func() error {
+		shows := f.said(t).shows
+		for _, id := range f.ids {
+			if shows[id] != creative {
+				return fmt.Errorf("%s shows %q", id, shows[id])
+			}
+		}
+		return nil
+	})
+}
+
+// Displays play on through everything that goes away, and hand in later: every
+// play that the player wrote down is counted once.
+func TestOutage(t *testing.T) {
+	ctx := begin(t, 8*time.Minute)
+	f := runFleet(t, ctx)
+	o, count := f.owner, len(f.ids)
 	for service, program := range map[string]string{"device": "deviced", "gateway": "gatewayd"} {
 		recovery(t, ctx, service, program, 2, kill(t, program, 1))
-		online("one of two of " + service + " killed")
+		f.online(t, ctx, "one of two of "+service+" killed")
 		// The same with other resources is another version.
 		for _, err := range deployAtOnce(t, ctx, []*jobs.Job{loadJob(t, ctx, service, map[string]string{service + "_cpu": strconv.Itoa(101 + rand.IntN(50))})}) {
 			require.NoError(t, err)
 		}
-		online(service + " rolled")
+		f.online(t, ctx, service+" rolled")
 	}
 
 	kill(t, "natsd", 1)
 	require.NoError(t, the.Jobs().Stop(ctx, "nats", false))
-	require.NoError(t, f.show(ctx, "second", second, slot), "playlists without NATS")
+	require.NoError(t, f.show(ctx, "second", uploadText(t, ctx, o, "the second")), "playlists without NATS")
 	pause(t, ctx, outage)
-	_, err = the.Deploy(ctx, "nats", nil)
+	_, err := the.Deploy(ctx, "nats", nil)
 	require.NoError(t, err)
 
 	database := postgresProcesses(t, "device-db")
@@ -348,7 +398,7 @@ func TestOutage(t *testing.T) {
 	defer thaw()
 	pause(t, ctx, outage)
 	thaw()
-	online("Postgres frozen for " + outage.String())
+	f.online(t, ctx, "Postgres frozen for "+outage.String())
 
 	for range 3 {
 		pause(t, ctx, time.Duration(500+rand.IntN(1500))*time.Millisecond)
@@ -356,39 +406,32 @@ func TestOutage(t *testing.T) {
 		f.kills++
 		f.start(t)
 	}
-	online("the player killed three times")
-	scenario.Eventually(ctx, t, time.Minute, "every display shows the second playlist", func() error {
-		_, shows, _ := f.said(t)
-		for _, id := range f.ids {
-			if shows[id] != "second" {
-				return fmt.Errorf("%s shows %q", id, shows[id])
-			}
-		}
-		return nil
-	})
+	f.online(t, ctx, "the player killed three times")
+	f.showing(t, ctx, "second")
 
-	require.NoError(t, f.show(ctx, "", "", 0))
+	require.NoError(t, f.show(ctx, "", ""))
 	scenario.Eventually(ctx, t, time.Minute, "nothing is left to hand in", func() error {
-		_, _, summary := f.said(t)
+		summary := f.said(t).summary
 		if len(summary) != 6 || summary[0] != count || summary[2] != 0 || summary[3] != 0 {
 			return fmt.Errorf("connected, plays, unsent, held, rejected, lost: %v", summary)
 		}
 		return nil
 	})
 	// The summary may be from before the last display stopped.
-	pause(t, ctx, slot)
+	pause(t, ctx, f.slot)
 	require.NoError(t, f.end(t, syscall.SIGTERM))
 	offline := scenario.Eventually(ctx, t, 5*time.Second, "no display is connected", func() error {
 		now, err := connected(ctx)
-		if err == nil && now != before {
-			err = fmt.Errorf("%d are", now-before)
+		if err == nil && now != f.before {
+			err = fmt.Errorf("%d are", now-f.before)
 		}
 		return err
 	})
 
-	played, _, summary := f.said(t)
-	require.Zero(t, summary[4], "plays were refused")
-	require.Zero(t, summary[5], "plays were lost")
+	said := f.said(t)
+	played := said.played
+	require.Zero(t, said.summary[4], "plays were refused")
+	require.Zero(t, said.summary[5], "plays were lost")
 	written, stored := 0, make([]int, count)
 	require.NoError(t, each(f.ids, func(i int, id string) error {
 		var found struct {
@@ -411,4 +454,56 @@ func TestOutage(t *testing.T) {
 	}
 	require.NotZero(t, written)
 	t.Logf("%d displays: %d plays written down, %d counted; offline %.1f s after the end", count, written, total, offline.Seconds())
+}
+
+// A takedown and another playlist reach every display that is connected.
+func TestFanOut(t *testing.T) {
+	ctx := begin(t, 4*time.Minute)
+	f := runFleet(t, ctx)
+	o := f.owner
+	f.showing(t, ctx, "first")
+	var group struct{ Group struct{ GroupID string } }
+	o.do(t, ctx, http.MethodPost, "/v1/organisations/"+o.organisation+"/groups", map[string]string{"requestId": "the-group", "name": "All of them"}, &group)
+	path := "/v1/organisations/" + o.organisation + "/groups/" + group.Group.GroupID
+	for some := range slices.Chunk(f.ids, 500) {
+		o.do(t, ctx, http.MethodPost, path+"/devices:add", map[string]any{"deviceIds": some}, nil)
+	}
+
+	began := time.Now()
+	type command struct {
+		Command struct {
+			GroupCommandID string
+			DeviceCount    int
+			Counts         []struct {
+				State string
+				Count int
+			}
+		}
+	}
+	var sent command
+	o.do(t, ctx, http.MethodPost, path+"/commands", map[string]string{"requestId": "takedown", "kind": "COMMAND_KIND_TAKEDOWN", "creativeId": "first"}, &sent)
+	require.Equal(t, len(f.ids), sent.Command.DeviceCount)
+	asked := time.Since(began)
+	scenario.Eventually(ctx, t, time.Minute, "every display has taken it down", func() error {
+		var now command
+		if err := o.call(ctx, http.MethodGet, path+"/commands/"+sent.Command.GroupCommandID, nil, &now); err != nil {
+			return err
+		}
+		if counts := now.Command.Counts; len(counts) != 1 || counts[0].State != "COMMAND_STATE_DONE" || counts[0].Count != len(f.ids) {
+			return fmt.Errorf("%v", counts)
+		}
+		return nil
+	})
+	t.Logf("a takedown was on all of %d displays, and their answers stored, %s after it was asked for; the call took %s",
+		len(f.ids), time.Since(began).Round(time.Millisecond), asked.Round(time.Millisecond))
+	f.showing(t, ctx, "nothing")
+
+	second := uploadText(t, ctx, o, "the second")
+	began = time.Now()
+	require.NoError(t, f.show(ctx, "second", second))
+	put := time.Since(began)
+	last := f.showing(t, ctx, "second")
+	t.Logf("another playlist for each: %s for the calls; the last display shows it, with its media, %s after the last of them",
+		put.Round(time.Millisecond), last.Round(time.Millisecond))
+	require.NoError(t, f.end(t, syscall.SIGTERM))
 }

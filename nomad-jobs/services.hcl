@@ -23,7 +23,8 @@ service "account" {
 
 service "gateway" {}
 
-# On machines no display would reach it before the gateway has a port for them.
+# Machines have no store for media that they share yet, and no certificate for
+# displays; with gateway_devices in vars/production.hcl this goes.
 service "device" {
   database = true
   events   = true

@@ -640,7 +640,7 @@ func TestSlowReader(t *testing.T) {
 	onEach(t, func(t *testing.T, open func(Limits) *Store) {
 		s := open(Limits{})
 		served := make(chan any, 1)
-		h, err := NewHandler(Options{Store: s, Authorize: bearer, ReadTime: 200 * time.Millisecond})
+		h, err := NewHandler(Options{Store: s, Authorize: bearer, ReadTime: 2 * time.Second})
 		require.NoError(t, err)
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			defer func() {
