@@ -106,14 +106,14 @@ TERRAFORM ?=
 terraform-test: marquee ## Test the modules of terraform/, offline; TERRAFORM="terraform tofu" for both programs
 	@terraform/test.sh $(MARQUEE) $(TERRAFORM)
 
-# Two scenarios have clusters of their own, in namespaces: they run beside the
-# first of the others, one after the other.
+# Two scenarios have clusters of their own, in namespaces. One cluster at a time: a
+# second one starting takes the machine away from calls that must not fail.
 E2E = $(if $(RUN),$(if $(findstring Sidecar,$(RUN)),./e2e/sidecar,$(if $(findstring Machines,$(RUN)),./e2e/machine,./e2e)),./e2e ./e2e/machine ./e2e/sidecar)
 .PHONY: e2e
 e2e: marquee ## The scenarios on a real Nomad + Consul cluster; RUN=Failover or RUN=Failover/OneAccount for one
 	@$(MARQUEE) tools gotestsum >/dev/null
 	@$(if $(RUN),go test -list '$(firstword $(subst /, ,$(RUN)))' $(E2E) | grep '^Test' >/dev/null || { echo 'make e2e: no scenario is called $(RUN); there are'; go test -list . ./e2e ./e2e/machine ./e2e/sidecar | grep '^Test'; exit 1; } >&2)
-	gotestsum --format standard-verbose -- -count 1 -p 2 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
+	gotestsum --format standard-verbose -- -count 1 -p 1 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
 
 .PHONY: e2e-cluster
 e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 8 minutes); RUN=KillMachine for one scenario

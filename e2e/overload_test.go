@@ -79,7 +79,7 @@ func TestOverload(t *testing.T) {
 		// A log-in waits behind one that is under way and one before it, and all
 		// cores of this machine hash then; before that is noticed behind a few.
 		overload(t, ctx, d, asked{service: "account", program: "accountd", instances: 3, capacity: capacity, lasts: lasts, ops: ops,
-			least: 100, slower: 700 * time.Millisecond, before: 4})
+			least: 100, slower: time.Second, before: 4})
 	})
 }
 

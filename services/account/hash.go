@@ -82,9 +82,9 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 const (
 	// goodWait is how long callers may have to wait for their turn when many come
 	// at once; those whose wait would be longer are told so.
-	goodWait = 150 * time.Millisecond
+	goodWait = 300 * time.Millisecond
 	// fewWait for each turn at once are let in whatever their wait.
-	fewWait = 2
+	fewWait = 4
 	// overloaded is the share of callers that find no turn free, of late, above
 	// which it is no burst that would pass: only one for each turn at once waits
 	// then, so that who is let in is served about as fast as ever.
