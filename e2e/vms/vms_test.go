@@ -25,6 +25,7 @@ import (
 	"github.com/marquee-ads/marquee/e2e/load"
 	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/environment"
+	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/keys"
 	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
@@ -42,6 +43,7 @@ const network = "10.78.0.0/24"
 const (
 	upLimit      = 12 * time.Minute
 	deployLimit  = 8 * time.Minute
+	drainLimit   = 4 * time.Minute
 	destroyLimit = 2 * time.Minute
 	// toDestroy is kept from the test's own time for the end.
 	toDestroy = destroyLimit + 30*time.Second
@@ -57,7 +59,8 @@ func marquee(t *testing.T) string {
 	return program
 }
 
-// run runs marquee, with its progress in the test's log.
+// run runs marquee, with its progress in the test's log. An error has the last
+// line of that.
 func run(t *testing.T, limit time.Duration, args ...string) ([]byte, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -71,11 +74,14 @@ func run(t *testing.T, limit time.Duration, args ...string) ([]byte, error) {
 	cmd.Stdout = &out
 	start := time.Now()
 	require.NoError(t, cmd.Start())
-	lines := bufio.NewScanner(progress)
+	lines, last := bufio.NewScanner(progress), ""
 	for lines.Scan() {
-		t.Logf("%s: %s", strings.Join(args[:min(4, len(args))], " "), lines.Text())
+		last = lines.Text()
+		t.Logf("%s: %s", strings.Join(args[:min(4, len(args))], " "), last)
 	}
-	err = cmd.Wait()
+	if err = cmd.Wait(); err != nil {
+		err = fmt.Errorf("%w: %s", err, last)
+	}
 	t.Logf("marquee %s took %.1f s", strings.Join(args, " "), time.Since(start).Seconds())
 	if ctx.Err() != nil {
 		err = fmt.Errorf("marquee %s took longer than %s", strings.Join(args, " "), limit)
@@ -237,6 +243,11 @@ func TestInside(t *testing.T) {
 		{"OpenPorts", r.openPorts},
 		{"LoseAMachine", r.loseAMachine},
 		{"BackAgainChangesNothing", r.noChanges},
+		{"ReplaceAMachine", r.replaceAMachine},
+		{"ReplacedChangesNothing", r.noChanges},
+		{"OneMoreAndOneLess", r.oneMoreAndOneLess},
+		{"OneLessChangesNothing", r.noChanges},
+		{"DrainTheData", r.drainTheData},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, ctx) }) {
 			r.consoles(t, made)
@@ -270,11 +281,36 @@ func (r *room) logIn(t *testing.T, ctx context.Context) {
 		out, err := run(t, time.Minute, "vms", "--env", name, "ssh", n.Name, "hostname")
 		require.NoError(t, err, "%s", out)
 		require.Equal(t, n.Name+"\n", string(out))
-		refused, err := exec.CommandContext(ctx, "ssh", "-i", other, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
-			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@"+n.Address, "hostname").CombinedOutput()
-		require.Error(t, err, "%s", refused)
-		require.Contains(t, string(refused), "Permission denied (publickey)")
+		requireRefused(t, ctx, other, n)
 	}
+}
+
+// hostname logs in to a machine with a key and has it say its name.
+func hostname(ctx context.Context, key string, n keys.Node) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "ssh", "-i", key, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@"+n.Address, "hostname")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("log in to %s with %s: %w: %s", n.Name, key, err, said.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+func requireAccepted(t *testing.T, ctx context.Context, key string, n keys.Node) {
+	t.Helper()
+	said, err := hostname(ctx, key, n)
+	require.NoError(t, err)
+	require.Equal(t, n.Name, said)
+}
+
+func requireRefused(t *testing.T, ctx context.Context, key string, n keys.Node) {
+	t.Helper()
+	_, err := hostname(ctx, key, n)
+	require.ErrorContains(t, err, "Permission denied (publickey)", n.Name)
 }
 
 // deploy runs the jobs. An emulated machine that is busy may miss the jobs'
@@ -298,9 +334,9 @@ func doors(t *testing.T, addresses ...string) scenario.Doors {
 	return scenario.OpenDoors(t, gateways)
 }
 
-// signUp waits until every machine of the edge serves, makes an account through
-// them and logs in to it.
-func (r *room) signUp(t *testing.T, ctx context.Context) {
+// serves waits until every machine of the edge does.
+func (r *room) serves(t *testing.T, ctx context.Context) {
+	t.Helper()
 	for _, address := range r.env.Edge {
 		door := doors(t, address).REST
 		scenario.Eventually(ctx, t, 5*time.Minute, address+" serves", func() error {
@@ -308,6 +344,12 @@ func (r *room) signUp(t *testing.T, ctx context.Context) {
 			return err
 		})
 	}
+}
+
+// signUp waits until every machine of the edge serves, makes an account through
+// them and logs in to it.
+func (r *room) signUp(t *testing.T, ctx context.Context) {
+	r.serves(t, ctx)
 	rest := doors(t, r.env.Edge...).REST
 	id := fmt.Sprintf("somebody-%d", time.Now().UnixNano())
 	account := id + "@example.com"
@@ -350,9 +392,6 @@ func (r *room) signUp(t *testing.T, ctx context.Context) {
 // on; then it is made again and everything is as before.
 func (r *room) loseAMachine(t *testing.T, ctx context.Context) {
 	const victim, other = "client-2", "client-1"
-	address := func(node string) string {
-		return r.nodes[slices.IndexFunc(r.nodes, func(n keys.Node) bool { return n.Name == node })].Address
-	}
 	nomad, err := r.env.Nomad()
 	require.NoError(t, err)
 	state := func(node string) (string, string, error) {
@@ -373,7 +412,7 @@ func (r *room) loseAMachine(t *testing.T, ctx context.Context) {
 
 	// Callers know both doors. An emulated machine answers some twenty calls a
 	// second while it also starts tasks.
-	edge := doors(t, address(other), address(victim))
+	edge := doors(t, r.node(t, other).Address, r.node(t, victim).Address)
 	plan := load.Plan{Rate: 10, Timeout: 30 * time.Second, Ops: edge.Accounts().KeyReads()[:1]}
 	running := load.Start(ctx, plan)
 	scenario.AtLeast(ctx, t, running, 100)
@@ -403,6 +442,158 @@ func (r *room) loseAMachine(t *testing.T, ctx context.Context) {
 	require.Equal(t, "ready", status)
 	require.Equal(t, before, after, "it is the same node, with its data")
 	r.signUp(t, ctx)
+}
+
+// node is the machine of a name.
+func (r *room) node(t *testing.T, called string) keys.Node {
+	t.Helper()
+	at := slices.IndexFunc(r.nodes, func(n keys.Node) bool { return n.Name == called })
+	require.GreaterOrEqual(t, at, 0, called)
+	return r.nodes[at]
+}
+
+// asNomadHas is a machine as Nomad has it, with what runs there.
+func (r *room) asNomadHas(t *testing.T, ctx context.Context, called string) jobs.Node {
+	t.Helper()
+	nomad, err := r.env.Nomad()
+	require.NoError(t, err)
+	consul, err := r.env.Consul()
+	require.NoError(t, err)
+	nodes, err := jobs.New(nomad, consul).Nodes(ctx)
+	require.NoError(t, err)
+	var found *jobs.Node
+	for _, n := range nodes {
+		// One that had another disk before is known twice.
+		if n.Name == called && (found == nil || n.Status == "ready") {
+			found = &n
+		}
+	}
+	require.NotNil(t, found, called)
+	return *found
+}
+
+// replaceAMachine rotates the operator's key for SSH, drains the client without
+// the database, replaces it and lets it take instances again, all under load and
+// as docs/operations.md says. The machine then knows the new key alone, and those
+// that were not replaced the old one.
+func (r *room) replaceAMachine(t *testing.T, ctx context.Context) {
+	victim, other := r.node(t, "client-2"), r.node(t, "client-1")
+	now := r.env.Keys().SSHKeyFile()
+	text, err := os.ReadFile(now)
+	require.NoError(t, err)
+	old := filepath.Join(t.TempDir(), "old")
+	require.NoError(t, os.WriteFile(old, text, 0o600))
+	_, err = run(t, 3*time.Minute, "keys", "--env", name, "rotate", "ssh")
+	require.NoError(t, err)
+	requireAccepted(t, ctx, old, victim)
+	requireRefused(t, ctx, now, victim)
+	planned, err := run(t, 4*time.Minute, "vms", "--env", name, "plan")
+	require.Error(t, err, "the plan names the machines with the old key")
+	require.Regexp(t, `(?s)outdated.*"`+victim.Name+`"`, string(planned))
+
+	before := r.asNomadHas(t, ctx, victim.Name)
+	require.NotEmpty(t, before.Instances)
+	_, err = run(t, time.Minute, "nodes", "drain", other.Name, "--env", name)
+	require.ErrorContains(t, err, "only it has the data of account-db")
+	require.True(t, r.asNomadHas(t, ctx, other.Name).Eligible)
+
+	// Fewer calls than when a machine is lost, for one starts meanwhile.
+	const rate, timeout = 5, 30
+	edge := doors(t, other.Address, victim.Address)
+	running := load.Start(ctx, load.Plan{
+		Rate: rate, Timeout: timeout * time.Second, MaxInFlight: rate * timeout, Ops: edge.Accounts().KeyReads()[:1],
+	})
+	defer running.Stop()
+	scenario.AtLeast(ctx, t, running, 50)
+
+	_, err = run(t, drainLimit, "nodes", "drain", victim.Name, "--env", name)
+	require.NoError(t, err)
+	drained := r.asNomadHas(t, ctx, victim.Name)
+	require.Empty(t, drained.Instances)
+	require.False(t, drained.Eligible)
+
+	_, err = run(t, upLimit, "vms", "--env", name, "replace", victim.Name)
+	require.NoError(t, err)
+	replaced := r.asNomadHas(t, ctx, victim.Name)
+	require.Equal(t, before.ID, replaced.ID, "it is the same node, with its data")
+	require.Equal(t, "ready", replaced.Status)
+	require.False(t, replaced.Eligible, "it takes instances before it is told to")
+	require.Empty(t, replaced.Instances)
+
+	out, err := run(t, time.Minute, "vms", "--env", name, "ssh", victim.Name, "hostname")
+	require.NoError(t, err)
+	require.Equal(t, victim.Name+"\n", string(out))
+	requireRefused(t, ctx, old, victim)
+	requireAccepted(t, ctx, old, other)
+	requireRefused(t, ctx, now, other)
+
+	_, err = run(t, time.Minute, "nodes", "eligibility", victim.Name, "on", "--env", name)
+	require.NoError(t, err)
+	// No other machine has a gateway's ports free.
+	let := time.Now()
+	r.serves(t, ctx)
+	took := time.Since(let)
+	scenario.More(ctx, t, running, 50)
+	report := running.Stop()
+	t.Logf("%s was drained and replaced, and served again %.1f s after it was let:\n%s", victim.Name, took.Seconds(), report)
+	require.Empty(t, report.Failed, "no call that may be repeated failed")
+	require.NotEmpty(t, r.asNomadHas(t, ctx, victim.Name).Instances)
+	r.signUp(t, ctx)
+}
+
+// oneMoreAndOneLess adds a client to the cluster, gives it another disk, and takes
+// it away again, under load.
+func (r *room) oneMoreAndOneLess(t *testing.T, ctx context.Context) {
+	const added = "client-3"
+	const rate, timeout = 5, 30
+	edge := doors(t, r.env.Edge...)
+	running := load.Start(ctx, load.Plan{
+		Rate: rate, Timeout: timeout * time.Second, MaxInFlight: rate * timeout, Ops: edge.Accounts().KeyReads()[:1],
+	})
+	defer running.Stop()
+	scenario.AtLeast(ctx, t, running, 50)
+
+	_, err := run(t, upLimit, "vms", "--env", name, "up", "--clients", "3")
+	require.NoError(t, err)
+	more := r.asNomadHas(t, ctx, added)
+	require.Equal(t, "ready", more.Status)
+	require.True(t, more.Eligible)
+	_, err = run(t, upLimit, "vms", "--env", name, "replace", added, "--disk")
+	require.NoError(t, err)
+	another := r.asNomadHas(t, ctx, added)
+	require.Equal(t, "ready", another.Status)
+	require.NotEqual(t, more.ID, another.ID, "it knows nothing of its old disk")
+
+	_, err = run(t, drainLimit, "nodes", "drain", added, "--env", name)
+	require.NoError(t, err)
+	_, err = run(t, upLimit, "vms", "--env", name, "up", "--clients", "2")
+	require.NoError(t, err)
+	gone := scenario.Eventually(ctx, t, 3*time.Minute, "Nomad sees that "+added+" is gone", func() error {
+		if r.asNomadHas(t, ctx, added).Status == "ready" {
+			return errors.New("it is ready")
+		}
+		return nil
+	})
+	scenario.More(ctx, t, running, 50)
+	report := running.Stop()
+	t.Logf("%s was added and taken away, which Nomad saw after %.1f s:\n%s", added, gone.Seconds(), report)
+	require.Empty(t, report.Failed, "no call that may be repeated failed")
+}
+
+// drainTheData drains the machine that alone has the database's data, and lets it
+// have the database back.
+func (r *room) drainTheData(t *testing.T, ctx context.Context) {
+	const victim = "client-1"
+	before := r.asNomadHas(t, ctx, victim)
+	_, err := run(t, drainLimit, "nodes", "drain", victim, "--with-data", "--env", name)
+	require.NoError(t, err)
+	drained := r.asNomadHas(t, ctx, victim)
+	require.Empty(t, drained.Instances)
+	require.False(t, drained.Eligible)
+	_, err = run(t, time.Minute, "nodes", "eligibility", victim, "on", "--env", name)
+	require.NoError(t, err)
+	r.signUp(t, ctx)
+	require.Equal(t, before.ID, r.asNomadHas(t, ctx, victim).ID)
 }
 
 // openPorts tries every port of every machine from an address outside of the

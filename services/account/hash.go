@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"strconv"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/crypto/argon2"
 )
@@ -50,14 +47,10 @@ func (p HashParams) Validate() error {
 // busy for tens of milliseconds and fills the memory of its parameters, so only
 // a few are made at once; callers take a turn first.
 type Hasher struct {
-	params  HashParams
-	random  io.Reader
-	turns   chan struct{}
-	queue   float64
-	waiting atomic.Int64
-	taken   average // how long a turn takes, in seconds
-	busy    average // the share of callers that find no turn free
-	nobody  string  // hash of a password that nobody has
+	params HashParams
+	random io.Reader
+	turns  *turns
+	nobody string // hash of a password that nobody has
 }
 
 // NewHasher makes a hasher that lets concurrency callers work at once and queue
@@ -69,7 +62,7 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 	if concurrency < 1 || queue < 0 {
 		return nil, fmt.Errorf("password hashing with %d at once and %d waiting: want at least 1 and 0", concurrency, queue)
 	}
-	h := &Hasher{params: params, random: random, turns: make(chan struct{}, concurrency), queue: float64(queue)}
+	h := &Hasher{params: params, random: random, turns: newTurns(concurrency, queue)}
 	password := make([]byte, 32)
 	if _, err := io.ReadFull(random, password); err != nil {
 		return nil, fmt.Errorf("reading random bytes: %w", err)
@@ -79,74 +72,10 @@ func NewHasher(params HashParams, concurrency, queue int, random io.Reader) (*Ha
 	return h, err
 }
 
-const (
-	// goodWait is how long callers may have to wait for their turn when many come
-	// at once; those whose wait would be longer are told so.
-	goodWait = 300 * time.Millisecond
-	// fewWait for each turn at once are let in whatever their wait.
-	fewWait = 4
-	// overloaded is the share of callers that find no turn free, of late, above
-	// which it is no burst that would pass: only one for each turn at once waits
-	// then, so that who is let in is served about as fast as ever.
-	overloaded = 0.8
-	// longestWait ends a wait that took longer than was to be expected.
-	longestWait = 2 * time.Second
-)
-
-// Turn waits for a turn to hash; done gives it back. It fails with
-// ErrOverloaded at once when too many wait already, after longestWait, and with
-// the context's error when that ends first.
-func (h *Hasher) Turn(ctx context.Context) (done func(), err error) {
-	take := func() func() {
-		began := time.Now()
-		return func() {
-			h.taken.add(time.Since(began).Seconds(), 8)
-			<-h.turns
-		}
-	}
-	select {
-	case h.turns <- struct{}{}:
-		h.busy.add(0, 16)
-		return take(), nil
-	default:
-		h.busy.add(1, 16)
-	}
-	waiting := h.waiting.Add(1)
-	defer h.waiting.Add(-1)
-	if waiting > h.places() {
-		return nil, ErrOverloaded
-	}
-	timer := time.NewTimer(longestWait)
-	defer timer.Stop()
-	select {
-	case h.turns <- struct{}{}:
-		return take(), nil
-	case <-timer.C:
-		return nil, ErrOverloaded
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for a turn to hash a password: %w", context.Cause(ctx))
-	}
-}
-
-// places is how many may wait for a turn now.
-func (h *Hasher) places() int64 {
-	atOnce := float64(cap(h.turns))
-	if h.busy.load() > overloaded {
-		return int64(min(h.queue, atOnce))
-	}
-	return int64(min(h.queue, max(fewWait*atOnce, atOnce*goodWait.Seconds()/h.taken.load())))
-}
-
-// average is a moving average. Of two values added at the same moment one may
-// be lost, which is one of many.
-type average struct{ bits atomic.Uint64 }
-
-func (a *average) load() float64 { return math.Float64frombits(a.bits.Load()) }
-
-// add counts value as one of the last so many.
-func (a *average) add(value, of float64) {
-	a.bits.Store(math.Float64bits(a.load() + (value-a.load())/of))
-}
+// Turn waits for a turn to hash; done gives it back, and is called once. It fails
+// with ErrOverloaded at once when too many come, or after a wait that takes too
+// long, and with the context's error when that ends first.
+func (h *Hasher) Turn(ctx context.Context) (done func(), err error) { return h.turns.take(ctx) }
 
 // Hash returns the password's hash in PHC string form, with its parameters.
 func (h *Hasher) Hash(password string) (string, error) {

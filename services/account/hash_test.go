@@ -1,11 +1,7 @@
 package account
 
 import (
-	"context"
 	"crypto/rand"
-	"errors"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,123 +99,6 @@ func TestHasherNobody(t *testing.T) {
 	}
 	t.Logf("wrong password %s, unknown name %s", wrong, nobody)
 	require.InEpsilon(t, wrong.Seconds(), nobody.Seconds(), 0.5)
-}
-
-func TestHasherTurn(t *testing.T) {
-	h := newHasher(t, cheap(), 2, 1)
-	first, err := h.Turn(t.Context())
-	require.NoError(t, err)
-	second, err := h.Turn(t.Context())
-	require.NoError(t, err)
-
-	var waited sync.WaitGroup
-	waited.Go(func() {
-		done, err := h.Turn(t.Context())
-		if err != nil {
-			t.Errorf("the one that waits: %v", err)
-			return
-		}
-		done()
-	})
-	require.Eventually(t, func() bool { return h.waiting.Load() == 1 }, 5*time.Second, time.Millisecond)
-
-	_, err = h.Turn(t.Context())
-	require.ErrorIs(t, err, ErrOverloaded)
-	first()
-	waited.Wait()
-
-	third, err := h.Turn(t.Context())
-	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	_, err = h.Turn(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	began := time.Now()
-	_, err = h.Turn(t.Context())
-	require.ErrorIs(t, err, ErrOverloaded, "nobody's turn ends")
-	require.GreaterOrEqual(t, time.Since(began), longestWait)
-	require.Zero(t, h.waiting.Load(), "the place in the queue is not given back")
-	second()
-	third()
-	require.Empty(t, h.turns)
-}
-
-// With turns that take long, fewer callers wait for one.
-func TestHasherTurnIsRefusedEarly(t *testing.T) {
-	h := newHasher(t, cheap(), 1, 100)
-	for range 20 {
-		done, err := h.Turn(t.Context())
-		require.NoError(t, err)
-		waiting(t, 40*time.Millisecond)
-		done()
-	}
-	require.InDelta(t, 0.040, h.taken.load(), 0.020)
-
-	done, err := h.Turn(t.Context())
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	var callers sync.WaitGroup
-	var refused atomic.Int64
-	for range 30 {
-		callers.Go(func() {
-			_, err := h.Turn(ctx)
-			if errors.Is(err, ErrOverloaded) {
-				refused.Add(1)
-			}
-		})
-	}
-	require.Eventually(t, func() bool { return refused.Load()+h.waiting.Load() == 30 }, time.Second, time.Millisecond)
-	let := 30 - refused.Load()
-	require.Less(t, let, int64(goodWait/(20*time.Millisecond)), "so many wait that the last waits too long")
-	require.GreaterOrEqual(t, let, int64(fewWait))
-	cancel()
-	callers.Wait()
-	done()
-}
-
-// One more for each turn waits while nearly nobody finds one free, and as many as
-// ever when that is over.
-func TestHasherTurnUnderOverload(t *testing.T) {
-	h := newHasher(t, cheap(), 2, 100)
-	flood := func() (let int64) {
-		first, err := h.Turn(t.Context())
-		require.NoError(t, err)
-		second, err := h.Turn(t.Context())
-		require.NoError(t, err)
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var callers sync.WaitGroup
-		var refused atomic.Int64
-		for range 100 {
-			callers.Go(func() {
-				if _, err := h.Turn(ctx); errors.Is(err, ErrOverloaded) {
-					refused.Add(1)
-				}
-			})
-		}
-		require.Eventually(t, func() bool { return refused.Load()+h.waiting.Load() == 100 }, 5*time.Second, time.Millisecond)
-		cancel()
-		callers.Wait()
-		first()
-		second()
-		return 100 - refused.Load()
-	}
-	require.GreaterOrEqual(t, flood(), int64(2*fewWait), "a burst may wait")
-	require.Equal(t, int64(2), flood(), "it is no burst any more")
-	for range 100 {
-		done, err := h.Turn(t.Context())
-		require.NoError(t, err)
-		done()
-	}
-	require.GreaterOrEqual(t, flood(), int64(2*fewWait), "afterwards a burst may wait again")
-}
-
-// waiting lets time pass, as a hash does.
-func waiting(t *testing.T, d time.Duration) {
-	t.Helper()
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	<-timer.C
 }
 
 func FuzzParsePHC(f *testing.F) {
