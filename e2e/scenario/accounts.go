@@ -11,7 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/e2e/load"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
@@ -176,6 +178,13 @@ func (a *Accounts) Check(ctx context.Context, t testing.TB) {
 	var owners sync.Map // request_id by account id
 	again := func(ctx context.Context, id, before string) error {
 		got, err := a.client.SignUp(ctx, request(id), grpc.WaitForReady(true))
+		for status.Code(err) == codes.ResourceExhausted && ctx.Err() == nil { // too much at once
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			got, err = a.client.SignUp(ctx, request(id), grpc.WaitForReady(true))
+		}
 		if err != nil {
 			return fmt.Errorf("repeat of %s: %w", id, err)
 		}
@@ -189,6 +198,8 @@ func (a *Accounts) Check(ctx context.Context, t testing.TB) {
 		return nil
 	}
 	// What failed is done now, at the price of a password each.
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	group, repeating := errgroup.WithContext(ctx)
 	group.SetLimit(4)
 	for id, account := range a.answers {
