@@ -116,7 +116,7 @@ e2e: marquee ## The scenarios on a real Nomad + Consul cluster; RUN=Failover or 
 	gotestsum --format standard-verbose -- -count 1 -p 1 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
 
 .PHONY: e2e-cluster
-e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 8 minutes); RUN=KillMachine for one scenario
+e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 10 minutes); RUN=KillMachine for one scenario
 	@$(MARQUEE) tools gotestsum >/dev/null
 	gotestsum --format standard-verbose -- -count 1 -timeout 35m -run 'TestCluster$(if $(RUN),/^$(RUN)$$)' ./e2e/cluster
 
@@ -126,7 +126,7 @@ e2e-vms: marquee ## Terraform, virtual machines, a deployment, a machine lost an
 	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
 
 .PHONY: bench
-bench: marquee ## Measure what the mesh and the gateway cost; writes docs/performance.md (about 10 minutes); BENCH='-only account' prints a part
+bench: marquee ## Measure what the mesh, the gateway and displays cost; writes docs/performance.md (about 13 minutes); BENCH='-only account' prints a part
 	go run ./bench/cmd/bench $(BENCH)
 
 .PHONY: fuzz

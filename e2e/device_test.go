@@ -32,30 +32,13 @@ type owner struct {
 // newOwner signs up and makes the organisation.
 func newOwner(t *testing.T, ctx context.Context) *owner {
 	t.Helper()
-	o := &owner{doors: openDoors(t, ctx)}
-	name := fmt.Sprintf("e2e-displays-%d", time.Now().UnixNano())
-	credentials := map[string]string{"requestId": "sign-up-" + name, "name": name, "password": scenario.Password}
-	o.do(t, ctx, http.MethodPost, "/v1/accounts", credentials, nil)
-	delete(credentials, "requestId")
-	var session struct {
-		AccessToken  string `json:"accessToken"`
-		RefreshToken string `json:"refreshToken"`
-	}
-	o.do(t, ctx, http.MethodPost, "/v1/sessions", credentials, &session)
-	o.token = session.AccessToken
-	var made struct {
-		Organisation struct {
-			OrganisationID string `json:"organisationId"`
-		} `json:"organisation"`
-	}
-	o.do(t, ctx, http.MethodPost, "/v1/organisations", map[string]string{
-		"requestId": "organisation", "name": "Displays", "kind": "ORGANISATION_KIND_DISPLAY_OWNER",
-	}, &made)
-	o.organisation = made.Organisation.OrganisationID
-	// The token that says so.
-	o.do(t, ctx, http.MethodPost, "/v1/sessions:refresh", map[string]string{"requestId": "refresh-1", "refreshToken": session.RefreshToken}, &session)
-	o.token = session.AccessToken
-	return o
+	made := scenario.NewOwner(ctx, t, openDoors(t, ctx))
+	return &owner{doors: made.Doors, token: made.Token, organisation: made.Organisation}
+}
+
+// shared is the owner for what other packages' scenarios do, too.
+func (o *owner) shared() *scenario.Owner {
+	return &scenario.Owner{Doors: o.doors, Token: o.token, Organisation: o.organisation}
 }
 
 func (o *owner) do(t *testing.T, ctx context.Context, method, path string, body, out any) {
@@ -264,8 +247,7 @@ type receipt struct {
 }
 
 // A display is enrolled, connects, gets its playlist and hands in its plays; the
-// instance that it is connected to dies, and no play is lost or counted twice; and
-// when it is revoked it is out.
+// instance that it is connected to dies, and no play is lost or counted twice.
 func TestDevices(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	o := newOwner(t, ctx)
@@ -374,25 +356,4 @@ func TestDevices(t *testing.T) {
 	recovery(t, ctx, "device", "deviced", 2, dead)
 	t.Logf("both instances are healthy again after %.1f s", time.Since(died).Seconds())
 	counts()
-
-	asked = time.Now()
-	o.do(t, ctx, http.MethodPost, o.on("/"+d.id+":revoke"), struct{}{}, nil)
-	revoked := time.Now()
-	select {
-	case <-d.lost:
-	case <-time.After(replyWithin):
-	}
-	require.LessOrEqual(t, time.Since(revoked), time.Second, "a revoked display is still connected")
-	t.Logf("revoked: out %s after it was asked for", time.Since(asked).Round(time.Millisecond))
-	for _, i := range brokers(t, ctx) {
-		code, err := d.connect(i.address)
-		require.Error(t, err, "%s lets a revoked display in", i.id)
-		require.EqualValues(t, notAuthorised, code, "%s: %v", i.id, err)
-	}
-	scenario.Eventually(ctx, t, 5*time.Second, "the revoked display is shown as not connected", func() error {
-		if online, _ := o.presence(t, ctx, d.id); online {
-			return errNotYet
-		}
-		return nil
-	})
 }

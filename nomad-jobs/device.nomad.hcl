@@ -193,6 +193,17 @@ variable "device_memory" {
   }
 }
 
+variable "nats_count" {
+  description = "How many servers of NATS there are, and on how many of them each event is stored: 1, or 3 on as many machines."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = contains([1, 3], var.nats_count)
+    error_message = "The variable nats_count must be 1 or 3."
+  }
+}
+
 variable "lost_after" {
   description = "How long an instance on a machine that is cut off may still come back; its replacement starts at once."
   type        = string
@@ -499,7 +510,8 @@ job "device" {
           "drain_timeout": "10s",
           "media_url": ${jsonencode(var.media_url)},
           "database_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/database_password",
-          "nats_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/nats_password"
+          "nats_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/nats_password",
+          "nats_replicas": ${var.nats_count}
         }
         EOT
       }

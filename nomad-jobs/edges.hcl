@@ -36,3 +36,6 @@ service "nats" {
 }
 
 edge "device" "nats" {}
+
+# Its servers, where there are several.
+edge "nats" "nats" {}

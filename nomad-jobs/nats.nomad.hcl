@@ -3,11 +3,15 @@
 # meshproxyd, in the same allocation, lets in those whom nomad-jobs/edges.hcl
 # allows.
 #
+# Three servers find each other in the same way: meshproxyd gives nats-server a
+# port on loopback for each of them, from which the mesh leads to that one's
+# meshproxyd. Each has a machine of its own, which it waits for when that is away.
+#
 #   eval "$(marquee env)" && nomad job run nomad-jobs/nats.nomad.hcl
 #
 # Its users come from the Nomad variable nomad/jobs/nats: the field
 # order_password is the password of the user order. There is always
-# admin_password, for operators.
+# admin_password, for operators, and routes, which servers show each other.
 
 variable "datacenters" {
   description = "The datacenters in which instances may be placed."
@@ -158,8 +162,19 @@ variable "postgres_host_volumes" {
   default     = false
 }
 
+variable "nats_count" {
+  description = "How many servers of NATS there are, and on how many of them each event is stored: 1, or 3 on as many machines."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = contains([1, 3], var.nats_count)
+    error_message = "The variable nats_count must be 1 or 3."
+  }
+}
+
 variable "nats_disk" {
-  description = "The most that all streams together may take, in MiB. When it is reached, events wait in the databases of those who publish."
+  description = "The most that all streams together may take, in MiB, on each server. When it is reached, events wait in the databases of those who publish."
   type        = number
   default     = 2048
 
@@ -189,6 +204,12 @@ variable "nats_memory" {
     condition     = var.nats_memory >= 64
     error_message = "The variable nats_memory must be at least 64 MiB."
   }
+}
+
+variable "lost_after" {
+  description = "How long an instance on a machine that is cut off may still come back; its replacement starts at once."
+  type        = string
+  default     = "5m"
 }
 
 variable "healthy_deadline" {
@@ -232,6 +253,11 @@ locals {
   # Whom secrets belong to: nobody where the task runs as that, else the agent.
   owner_id = local.driver == "exec" ? 65534 : -1
   volume   = "${var.postgres_data_folder}/nats"
+  # Servers that find each other, each by the number of its instance.
+  clustered = var.nats_count > 1
+  peers     = [for i in range(var.nats_count) : i if local.clustered]
+  # What one server kept for itself is nothing to several, which would remove it.
+  store = local.clustered ? "${local.volume}/cluster" : local.volume
   # raw_exec sees the machine's own folders, exec only what is mounted.
   mounts = var.postgres_host_volumes && local.driver == "exec" ? [local.volume] : []
 }
@@ -258,9 +284,20 @@ job "nats" {
     }
   }
 
+  # A machine's folder is one server's.
+  dynamic "constraint" {
+    for_each = local.clustered ? ["true"] : []
+
+    content {
+      operator = "distinct_hosts"
+      value    = constraint.value
+    }
+  }
+
   update {
     # One server on one folder: no canary, and a new version starts only when
-    # the old one has stopped. Meanwhile events wait in the outboxes.
+    # the old one has stopped. Meanwhile events wait in the outboxes, or the two
+    # others take them: the next is stopped when this one has what they have.
     canary       = 0
     max_parallel = 1
     auto_revert  = true
@@ -272,7 +309,7 @@ job "nats" {
   }
 
   group "nats" {
-    count = 1
+    count = var.nats_count
 
     restart {
       attempts = 5
@@ -289,10 +326,12 @@ job "nats" {
     }
 
     # The streams are where they are: a machine that is cut off is waited for,
-    # because a second server elsewhere would start without them.
+    # because a second server elsewhere would start without them. One of several is
+    # given up sooner: no other machine takes its replacement, which starts when its
+    # own is back, and gets from the others what it lacks.
     disconnect {
-      lost_after = "24h"
-      replace    = false
+      lost_after = local.clustered ? var.lost_after : "24h"
+      replace    = local.clustered
       reconcile  = "keep_original"
     }
 
@@ -320,6 +359,57 @@ job "nats" {
       port "admin" {
         host_network = "loopback"
       }
+
+      # Where the other servers come in: through the mesh, and behind it.
+      dynamic "port" {
+        for_each = { for label, network in { peers = var.host_network, route = "loopback" } : label => network if local.clustered }
+        labels   = [port.key]
+
+        content {
+          host_network = port.value
+        }
+      }
+
+      # The ways out to each of them.
+      dynamic "port" {
+        for_each = local.peers
+        labels   = ["peer_${port.value}"]
+
+        content {
+          host_network = "loopback"
+        }
+      }
+
+      # Whether the server has what the others have; figures, and no events.
+      dynamic "port" {
+        for_each = local.clustered ? ["monitor"] : []
+        labels   = [port.value]
+
+        content {
+          host_network = "loopback"
+        }
+      }
+    }
+
+    # Caught up, as deployments want it. It is a service of its own, because servers
+    # that have not are needed for it by the others, and found.
+    dynamic "service" {
+      for_each = local.clustered ? ["nats-storage"] : []
+
+      content {
+        name     = service.value
+        provider = "consul"
+        port     = "monitor"
+        tags     = ["env-${var.environment}"]
+
+        check {
+          name     = "caught-up"
+          type     = "http"
+          path     = "/healthz"
+          interval = "1s"
+          timeout  = "1s"
+        }
+      }
     }
 
     service {
@@ -330,8 +420,10 @@ job "nats" {
       tags     = ["env-${var.environment}"]
 
       meta {
-        version = local.release
-        admin   = "${NOMAD_ADDR_admin}"
+        version  = local.release
+        admin    = "${NOMAD_ADDR_admin}"
+        instance = "${NOMAD_ALLOC_INDEX}"
+        peers    = local.clustered ? "${NOMAD_ADDR_peers}" : ""
       }
 
       connect {
@@ -398,7 +490,26 @@ job "nats" {
         change_mode   = "signal"
         change_signal = "SIGHUP"
         data          = <<-EOT
+        %{~if local.clustered}
+        # The folder is the machine's, and so is whom the others take it for.
+        server_name: "nats-{{ env "node.unique.name" }}"
+        http: "{{ env "NOMAD_ADDR_monitor" }}"
+        cluster {
+          name: nats
+          listen: "{{ env "NOMAD_ADDR_route" }}"
+          no_advertise: true
+          {{ with nomadVar "nomad/jobs/nats" -}}
+          authorization {user: routes, password: {{ .routes.Value | toJSON }}, timeout: 3}
+          routes: [
+            %{~for i in local.peers}
+            "nats://routes:{{ .routes }}@{{ env "NOMAD_ADDR_peer_${i}" }}"
+            %{~endfor}
+          ]
+          {{- end }}
+        }
+        %{~else}
         server_name: nats
+        %{~endif}
         listen: "{{ env "NOMAD_ADDR_client" }}"
         logtime: false
         %{~if contains(["debug", "trace"], var.log_level)}
@@ -411,10 +522,11 @@ job "nats" {
         write_deadline: "10s"
         lame_duck_duration: "30s"
         jetstream {
-          store_dir: ${jsonencode(local.volume)}
+          store_dir: ${jsonencode(local.store)}
           max_memory_store: 16MB
           max_file_store: ${var.nats_disk}MB
-          # There is no second server: what is acknowledged is on the disk.
+          # What is acknowledged is on the disk: there may be no second server, or
+          # all lose their power at once.
           sync_interval: always
         }
         authorization {
@@ -495,6 +607,12 @@ job "nats" {
           MARQUEE_LISTEN       = "${NOMAD_ADDR_mesh}"
           MARQUEE_ADMIN_LISTEN = "${NOMAD_ADDR_admin}"
         },
+        local.clustered ? {
+          MARQUEE_PEERS_LISTEN   = "${NOMAD_ADDR_peers}"
+          MARQUEE_PEERS_UPSTREAM = "${NOMAD_ADDR_route}"
+          MARQUEE_PEERS_NAME     = "${NOMAD_ALLOC_INDEX}"
+          MARQUEE_PEER           = join(",", [for i in local.peers : "$${NOMAD_ADDR_peer_${i}}=${i}"])
+        } : {},
         var.consul_ca_file == "" ? {} : { CONSUL_CACERT = var.consul_ca_file },
       )
 

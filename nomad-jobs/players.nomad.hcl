@@ -1,6 +1,5 @@
 # The players of the demo: one process plays all displays that `marquee up` makes, as
-# players beside screens would, and mediad gives them the pictures that they show. On
-# this machine's cluster only.
+# players beside screens would. On this machine's cluster only.
 #
 #   eval "$(marquee env)" && nomad job run nomad-jobs/players.nomad.hcl
 #   marquee logs players --follow
@@ -79,26 +78,6 @@ variable "players_binary" {
   }
 }
 
-variable "media_binary" {
-  description = "Absolute path of mediad on the client."
-  type        = string
-
-  validation {
-    condition     = substr(var.media_binary, 0, 1) == "/"
-    error_message = "The variable media_binary must be an absolute path; eval \"$(marquee env)\" sets it to the newest release."
-  }
-}
-
-variable "media_port" {
-  description = "The port on which players find pictures: playlists name it, so that it stays the same."
-  type        = number
-
-  validation {
-    condition     = var.media_port >= 1 && var.media_port < 65536 && floor(var.media_port) == var.media_port
-    error_message = "The variable media_port must be a port; eval \"$(marquee env)\" sets it."
-  }
-}
-
 variable "postgres_data_folder" {
   description = "The folder on the client under which each database has a folder of its name. It outlives allocations."
   type        = string
@@ -168,7 +147,7 @@ job "players" {
     max_parallel = 1
     auto_revert  = true
 
-    health_check      = "checks"
+    health_check      = "task_states"
     min_healthy_time  = "500ms"
     healthy_deadline  = var.healthy_deadline
     progress_deadline = var.progress_deadline
@@ -192,31 +171,14 @@ job "players" {
       unlimited      = true
     }
 
-    network {
-      port "media" {
-        static       = var.media_port
-        host_network = var.host_network
-      }
-    }
-
-    # Nobody in the mesh calls it: it says what runs, and that pictures can be had.
+    # Nobody calls it: it says what runs.
     service {
       name     = "players"
       provider = "consul"
-      port     = "media"
       tags     = ["env-${var.environment}"]
 
       meta {
         version = local.release
-      }
-
-      check {
-        name     = "media"
-        type     = "http"
-        path     = "/healthz"
-        port     = "media"
-        interval = "1s"
-        timeout  = "1s"
       }
     }
 
@@ -238,6 +200,7 @@ job "players" {
           "--dir", "${var.postgres_data_folder}/players",
           "--credentials", "${NOMAD_SECRETS_DIR}/credentials",
           "--server-file", "${NOMAD_TASK_DIR}/servers",
+          "--gateway-file", "${NOMAD_TASK_DIR}/gateways",
           "--each",
         ]
       }
@@ -250,6 +213,21 @@ job "players" {
         data        = <<-EOT
         {{ range service "env-${var.environment}.gateway|passing" }}{{ with index .ServiceMeta "devices" }}{{ . }}
         {{ end }}{{ end }}
+        EOT
+
+        wait {
+          min = "200ms"
+          max = "2s"
+        }
+      }
+
+      # Where the pictures are that they show, in the same way.
+      template {
+        destination = "local/gateways"
+        change_mode = "noop"
+        data        = <<-EOT
+        {{ range service "env-${var.environment}.gateway|passing" }}http://{{ .Address }}:{{ .Port }}
+        {{ end }}
         EOT
 
         wait {
@@ -271,22 +249,6 @@ job "players" {
       resources {
         cpu    = var.players_cpu
         memory = var.players_memory
-      }
-    }
-
-    task "mediad" {
-      driver       = var.driver
-      kill_signal  = "SIGTERM"
-      kill_timeout = "15s"
-
-      config {
-        command = var.media_binary
-        args    = ["--folder", "${var.postgres_data_folder}/demo-media", "--listen", "${NOMAD_ADDR_media}"]
-      }
-
-      resources {
-        cpu    = 50
-        memory = 32
       }
     }
   }

@@ -17,7 +17,6 @@ import (
 	"github.com/marquee-ads/marquee/e2e/cluster/box"
 	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/release"
-	"github.com/marquee-ads/marquee/platform/stack"
 	"github.com/marquee-ads/marquee/platform/tools"
 )
 
@@ -88,10 +87,8 @@ func programs(t *testing.T) []string {
 	t.Helper()
 	root, err := tools.Root()
 	require.NoError(t, err)
-	services, err := stack.ReadServices(root)
-	require.NoError(t, err)
-	names := []string{"artifactd"}
-	for _, service := range services {
+	names := []string{"artifactd", "player"}
+	for _, service := range allServices(t, root) {
 		for _, program := range service.Binaries {
 			names = append(names, program)
 		}
@@ -104,6 +101,7 @@ func scenarios(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), runBound-30*time.Second)
 	defer cancel()
 	c := bringUp(t, ctx)
+	c.connectDisplays(t, ctx)
 	t.Cleanup(func() { fmt.Print("\n", &c.figures, "\n") })
 	var names []string
 	ran := false
@@ -116,6 +114,7 @@ func scenarios(t *testing.T) {
 		{"UpgradeAgents", testUpgradeAgents},
 		{"Drain", testDrain},
 		{"Placement", testPlacement},
+		{"RollNATS", testRollNATS},
 		{"FillDisk", testFillDisk},
 		{"Partition", testPartition},
 		{"KillMachine", testKillMachine},
@@ -125,9 +124,11 @@ func scenarios(t *testing.T) {
 			ran = true
 			c.settle(t, ctx)
 			s.run(t, ctx, c)
+			c.displays.settled(t, ctx)
 		}) {
 			return
 		}
 	}
 	require.True(t, ran, "no scenario is called so; there are %s", strings.Join(names, ", "))
+	c.displays.finish(t, ctx)
 }

@@ -52,7 +52,7 @@ func testOpenPorts(t *testing.T, ctx context.Context, c *cluster) {
 			seen[port] = true
 		}
 	}
-	require.Equal(t, []int{httpPort, grpcPort}, slices.Sorted(maps.Keys(seen)), "the gateways' doors are open")
+	require.Equal(t, []int{devicePort, httpPort, grpcPort}, slices.Sorted(maps.Keys(seen)), "the gateways' doors are open")
 }
 
 // listeners are the TCP ports that something listens on, at any address but

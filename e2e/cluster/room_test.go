@@ -43,18 +43,20 @@ const (
 	stranger     = "198.51.100.2"
 	httpPort     = 8080
 	grpcPort     = 8081
+	devicePort   = 1883
 
 	servers = 3
 	clients = 3
-	// dataNode has the database's data: it is not among those that are killed,
+	// dataNode has the databases' data: it is not among those that are killed,
 	// because nothing can take its place.
 	dataNode = "client-1"
-	// wanted is how many instances of each service there are; databases have one.
+	// wanted is how many instances of each service there are; databases have one,
+	// and NATS a server on each client.
 	wanted = 2
 	// diskSize is that of a client's disk for Nomad: what tasks write, and the
 	// copies of programs and libraries that they are shut into. Nomad reckons with
 	// 300 MB for each instance.
-	diskSize = 2 << 30
+	diskSize = 3 << 30
 	// settleBound is how long the cluster may take to be whole again between
 	// scenarios. On processors of its own it takes a few seconds.
 	settleBound = 90 * time.Second
@@ -75,6 +77,7 @@ type cluster struct {
 	environ  environment.Environment
 	consul   *consulapi.Client // of the first server, with the operator's rights
 	nomad    *nomadapi.Client
+	displays *displays
 	figures  scenario.Table
 }
 
@@ -111,10 +114,12 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 	postgres := findPostgres(t, ctx)
 	files := map[string]string{"/usr/local/bin": findPrograms(t, ctx)}
 	maps.Copy(files, postgres.files)
-	services, err := stack.ReadServices(root)
-	require.NoError(t, err)
+	services := allServices(t, root)
 	for _, n := range nodes {
 		n.Servers, n.Operators = c.environ.Servers, []string{operator + "/32"}
+		if n.Role == keys.Client {
+			n.Meta[machine.Data], n.DataJobs = "true", []string{nats}
+		}
 		if n.Name == dataNode {
 			n.Chroot, n.DataJobs = postgres.chroot, stack.DataJobs(services)
 		}
@@ -148,10 +153,10 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 
 	uploader, err := env.Artifacts()
 	require.NoError(t, err)
-	counts := map[string]string{}
+	values := map[string]string{"gateway_devices": "true", "nats_count": strconv.Itoa(clients)}
 	for _, service := range services {
 		if !service.KeepsData {
-			counts[strings.ReplaceAll(service.Name, "-", "_")+"_count"] = strconv.Itoa(wanted)
+			values[strings.ReplaceAll(service.Name, "-", "_")+"_count"] = strconv.Itoa(wanted)
 		}
 	}
 	c.Stack, err = stack.Open(stack.Config{
@@ -160,8 +165,9 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 			Name: env.Name, Dir: "/run", Nomad: c.nomad, Consul: c.consul,
 			Upload: uploader.Upload, Prune: uploader.Prune, PostgresBinDir: postgres.binDir,
 		}),
+		Services:      services,
 		VariableFiles: []string{stack.ProductionVariables(root)},
-		Variables:     counts,
+		Variables:     values,
 		Progress:      say,
 	})
 	require.NoError(t, err)
@@ -172,6 +178,18 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 	require.NoError(t, err)
 	say("the first call was served")
 	return c
+}
+
+// allServices are the platform's, with those that other machines do not run: here
+// displays need no certificate, and their media are elsewhere.
+func allServices(t *testing.T, root string) []stack.Service {
+	t.Helper()
+	services, err := stack.ReadServices(root)
+	require.NoError(t, err)
+	for i := range services {
+		services[i].Local = false
+	}
+	return services
 }
 
 // nodes are the machines. All clients take gateways and services.
@@ -190,9 +208,6 @@ func nodes() []machine.Node {
 			Meta: map[string]string{"marquee_edge": "true", "marquee_services": "true"},
 		}
 		n.Public = n.Address
-		if n.Name == dataNode {
-			n.Meta[machine.Data] = "true"
-		}
 		all = append(all, n)
 	}
 	return all
@@ -381,12 +396,16 @@ func (c *cluster) whole(ctx context.Context) error {
 			return fmt.Errorf("instances run: %v", running)
 		}
 	}
-	return nil
+	_, err = c.events(ctx)
+	return err
 }
 
 // instancesOf is how many instances of a job there should be.
 func instancesOf(service stack.Service) int {
-	if service.KeepsData {
+	switch {
+	case service.Name == nats:
+		return clients
+	case service.KeepsData:
 		return 1
 	}
 	return wanted
@@ -477,13 +496,18 @@ func (c *cluster) printLogs(t *testing.T) {
 // addresses: it is told nothing of what happens to them.
 func (c *cluster) openDoors(t *testing.T, machines ...*node) *scenario.Accounts {
 	t.Helper()
+	return c.doors(t, machines...).Accounts()
+}
+
+func (c *cluster) doors(t *testing.T, machines ...*node) scenario.Doors {
+	t.Helper()
 	var gateways []stack.Gateway
 	for _, n := range machines {
 		gateways = append(gateways, stack.Gateway{
 			HTTP: fmt.Sprintf("%s:%d", n.Address(), httpPort), GRPC: fmt.Sprintf("%s:%d", n.Address(), grpcPort),
 		})
 	}
-	return scenario.OpenDoors(t, gateways).Accounts()
+	return scenario.OpenDoors(t, gateways)
 }
 
 // rateVariable is the calls a second, for hosts too busy or too small for those

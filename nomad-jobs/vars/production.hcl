@@ -27,9 +27,10 @@ host_network        = "private"
 public_host_network = "public"
 gateway_http_port   = 8080
 gateway_grpc_port   = 8081
+gateway_device_port = 1883
+behind_tls          = true
 # The service that displays would be led to does not run on machines yet.
 gateway_devices = false
-behind_tls          = true
 
 # A machine that is cut off is given up after 6 s, and what failed is placed
 # anew after Nomad's least delay: with the agents' tuned settings a replacement

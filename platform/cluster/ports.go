@@ -25,7 +25,6 @@ const (
 	portNomadRPC      = 11
 	portNomadSerf     = 12
 	portNomadClient   = 13
-	portMedia         = 20
 	portDynamicFirst  = 100
 	portDynamicLast   = 999
 )
@@ -50,10 +49,6 @@ func (e *PortInUseError) Error() string {
 }
 
 func (c *Cluster) port(offset int) int { return c.state.PortBase + offset }
-
-// MediaPort is where players on this machine find pictures: nobody else gets it. The
-// cluster must have been up once.
-func (c *Cluster) MediaPort() int { return c.port(portMedia) }
 
 func (c *Cluster) addr(offset int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.port(offset)))

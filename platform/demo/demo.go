@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,13 +32,10 @@ import (
 
 // Config says which platform is filled.
 type Config struct {
-	// Gateway is a gateway's gRPC door on this machine, host:port.
-	Gateway string
+	// Gateway is a gateway's gRPC door on this machine, host:port, and HTTP its other.
+	Gateway, HTTP string
 	// Folder is where the owners' accounts are kept, for the user alone.
 	Folder string
-	// MediaFolder is where the pictures are put, each in a file named by its SHA-256.
-	// Players find them at MediaURL, a slash and that name.
-	MediaFolder, MediaURL string
 	// Credentials returns those that players have, by device id. Keep is called when
 	// they change, with those to have from now on: also with some of them, when the
 	// others could not be had.
@@ -122,7 +120,7 @@ func Make(ctx context.Context, cfg Config) (Demo, error) {
 		return Demo{}, err
 	}
 	all := owners()
-	if m.pictures, err = putMedia(cfg.MediaFolder, all); err != nil {
+	if m.pictures, err = drawMedia(all); err != nil {
 		return Demo{}, err
 	}
 	made := Demo{Owners: make([]Owner, len(all))}
@@ -157,6 +155,7 @@ type maker struct {
 	accounts      accountv1.AccountServiceClient
 	organisations accountv1.OrganisationServiceClient
 	devices       devicev1.DeviceServiceClient
+	http          *http.Client
 	pictures      media
 	credentials   map[string]string // that players have already
 
@@ -171,7 +170,7 @@ func open(cfg Config) (*maker, error) {
 		return nil, fmt.Errorf("reaching the gateway %s: %w", cfg.Gateway, err)
 	}
 	return &maker{
-		cfg: cfg, conn: conn, claimed: make(map[string]string),
+		cfg: cfg, conn: conn, claimed: make(map[string]string), http: &http.Client{Timeout: requestWithin},
 		accounts: accountv1.NewAccountServiceClient(conn), organisations: accountv1.NewOrganisationServiceClient(conn), devices: devicev1.NewDeviceServiceClient(conn),
 	}, nil
 }
@@ -249,6 +248,11 @@ func (m *maker) owner(ctx context.Context, o owner) (Owner, error) {
 	made := Owner{
 		Key: o.key, Name: k.Name, Password: k.Password,
 		OrganisationID: k.OrganisationID, Organisation: o.organisation, Displays: make([]Display, len(o.displays)),
+	}
+	for _, c := range o.creatives {
+		if err := m.upload(ctx, token, k.OrganisationID, m.pictures[c.id]); err != nil {
+			return Owner{}, fmt.Errorf("uploading the picture of %s: %w", c.id, err)
+		}
 	}
 	ctx = bearer(ctx, token)
 	there, err := m.displays(ctx, k.OrganisationID)
@@ -347,7 +351,7 @@ func (m *maker) playlist(ctx context.Context, organisation, id string, d display
 	if err != nil {
 		return fmt.Errorf("reading the playlist: %w", err)
 	}
-	wanted := d.items(m.pictures, m.cfg.MediaURL)
+	wanted := d.items(m.pictures)
 	have := found.GetPlaylist()
 	ours := slices.EqualFunc(have.GetItems(), wanted, func(a, b *devicev1.PlaylistItem) bool { return a.GetCreativeId() == b.GetCreativeId() })
 	same := slices.EqualFunc(have.GetItems(), wanted, func(a, b *devicev1.PlaylistItem) bool {

@@ -1,12 +1,17 @@
 package demo
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"image/png"
+	"io"
 	"maps"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +27,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/marquee-ads/marquee/platform/blobs"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 )
@@ -35,7 +41,7 @@ func TestOwners(t *testing.T) {
 		own := media{}
 		for _, c := range o.creatives {
 			require.False(t, pictures[c.id], c.id)
-			pictures[c.id], own[c.id] = true, strings.Repeat("0", 64)
+			pictures[c.id], own[c.id] = true, picture{sum: strings.Repeat("0", 64)}
 			require.Regexp(t, `^[A-Z]+( [A-Z]+)*$`, c.words)
 		}
 		for _, d := range o.displays {
@@ -46,7 +52,7 @@ func TestOwners(t *testing.T) {
 			require.Zero(t, d.loop%d.slot, d.name)
 			_, err := time.LoadLocation(d.zone)
 			require.NoError(t, err, d.name)
-			items := d.items(own, "http://127.0.0.1:1")
+			items := d.items(own)
 			require.GreaterOrEqual(t, len(items), 2, d.name)
 			require.LessOrEqual(t, len(items), 3, d.name)
 			require.LessOrEqual(t, int32(len(items))*d.slot, d.loop, d.name)
@@ -59,22 +65,16 @@ func TestOwners(t *testing.T) {
 }
 
 func TestPictures(t *testing.T) {
-	folder := filepath.Join(t.TempDir(), "media")
-	made, err := putMedia(folder, owners())
+	made, err := drawMedia(owners())
 	require.NoError(t, err)
 	sums := map[string]bool{}
-	for id, sum := range made {
-		require.False(t, sums[sum], "%s looks like another", id)
-		sums[sum] = true
-		file, err := os.Open(filepath.Join(folder, sum))
-		require.NoError(t, err)
-		info, err := file.Stat()
-		require.NoError(t, err)
-		require.Less(t, info.Size(), int64(64<<10), "%s is not small", id)
-		picture, err := png.Decode(file)
+	for id, p := range made {
+		require.False(t, sums[p.sum], "%s looks like another", id)
+		sums[p.sum] = true
+		require.Less(t, len(p.content), 64<<10, "%s is not small", id)
+		drawn, err := png.Decode(bytes.NewReader(p.content))
 		require.NoError(t, err, id)
-		require.Equal(t, pictureWidth, picture.Bounds().Dx())
-		require.NoError(t, file.Close())
+		require.Equal(t, pictureWidth, drawn.Bounds().Dx())
 	}
 	require.Len(t, sums, 6)
 	for letter := byte('A'); letter <= 'Z'; letter++ {
@@ -87,14 +87,9 @@ func TestPictures(t *testing.T) {
 		require.Greater(t, dots, 8, "%c", letter)
 	}
 
-	before, err := os.Stat(filepath.Join(folder, made["alpine-air"]))
-	require.NoError(t, err)
-	again, err := putMedia(folder, owners())
+	again, err := drawMedia(owners())
 	require.NoError(t, err)
 	require.Equal(t, made, again)
-	after, err := os.Stat(filepath.Join(folder, made["alpine-air"]))
-	require.NoError(t, err)
-	require.True(t, os.SameFile(before, after), "it was written again")
 }
 
 // platform answers as the account and device services do behind a gateway, and
@@ -115,6 +110,45 @@ type platform struct {
 	made          int               // devices so far
 	claims        int               // so far
 	failAfter     int               // claims that are answered, when it is not 0
+	media         http.Handler      // what is uploaded, and fetched
+	mediaAway     int               // requests for media that still find nobody
+}
+
+// emptyMedia takes away what was uploaded.
+func (p *platform) emptyMedia(t *testing.T) {
+	t.Helper()
+	store, err := blobs.Open(t.Context(), "file://"+t.TempDir(), blobs.Limits{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	door, err := blobs.NewHandler(blobs.Options{Store: store, Authorize: func(r *http.Request) (string, error) {
+		owner := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if r.Method == http.MethodPost {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.changes["Upload"]++
+			if organisation := r.URL.Query().Get("organisation_id"); owner == "" || p.organisations[organisation] != owner {
+				return "", errors.New("not a member")
+			}
+		}
+		return owner, nil
+	}})
+	require.NoError(t, err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.media = http.StripPrefix("/v1/media", door)
+}
+
+func (p *platform) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	door := p.media
+	p.mediaAway--
+	away := p.mediaAway >= 0
+	p.mu.Unlock()
+	if away {
+		http.Error(w, "nobody is there yet", http.StatusServiceUnavailable)
+		return
+	}
+	door.ServeHTTP(w, r)
 }
 
 // players are whom the credentials are for.
@@ -130,7 +164,7 @@ func newPlatform(t *testing.T) (*platform, players, Config) {
 	t.Helper()
 	p := &platform{
 		changes: map[string]int{}, passwords: map[string]string{}, organisations: map[string]string{}, devices: map[string]*devicev1.Device{},
-		playlists: map[string]*devicev1.Playlist{}, codes: map[string]string{}, away: 3,
+		playlists: map[string]*devicev1.Playlist{}, codes: map[string]string{}, away: 3, mediaAway: 3,
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		p.mu.Lock()
@@ -152,8 +186,10 @@ func newPlatform(t *testing.T) (*platform, players, Config) {
 		server.Stop()
 		require.NoError(t, <-served)
 	})
-	folder := t.TempDir()
-	cfg := Config{Gateway: l.Addr().String(), Folder: folder, MediaFolder: filepath.Join(folder, "media"), MediaURL: "http://127.0.0.1:1"}
+	p.emptyMedia(t)
+	web := httptest.NewServer(p)
+	t.Cleanup(web.Close)
+	cfg := Config{Gateway: l.Addr().String(), HTTP: web.Listener.Addr().String(), Folder: t.TempDir()}
 	have := players{}
 	cfg.Credentials = func(context.Context) (map[string]string, error) { return maps.Clone(have), nil }
 	cfg.Keep = have.keep
@@ -267,15 +303,20 @@ func TestMake(t *testing.T) {
 	require.True(t, first.Changed)
 	require.Len(t, have, 20)
 	// The claim whose answer was lost was made once more, with a new code.
-	require.Equal(t, map[string]int{"SignUp": 2, "CreateOrganisation": 2, "CreateDevice": 20, "PutDefaultPlaylist": 20, "ClaimDevice": 21}, p.taken())
+	require.Equal(t, map[string]int{"SignUp": 2, "CreateOrganisation": 2, "CreateDevice": 20, "PutDefaultPlaylist": 20, "ClaimDevice": 21, "Upload": 6}, p.taken())
 	for _, o := range first.Owners {
 		require.Len(t, o.Displays, 10)
 		for _, d := range o.Displays {
 			require.Equal(t, d.Name, p.devices[d.DeviceID].GetSettings().GetName())
 			require.NotEmpty(t, have[d.DeviceID])
 			for _, item := range p.playlists[d.DeviceID].GetItems() {
-				require.Equal(t, "http://127.0.0.1:1/"+item.GetSha256(), item.GetUrl())
-				require.FileExists(t, filepath.Join(cfg.MediaFolder, item.GetSha256()))
+				require.Equal(t, "/v1/media/"+item.GetSha256(), item.GetUrl())
+				content, err := http.Get("http://" + cfg.HTTP + item.GetUrl())
+				require.NoError(t, err)
+				text, err := io.ReadAll(content.Body)
+				require.NoError(t, errors.Join(err, content.Body.Close()))
+				require.Equal(t, "image/png", content.Header.Get("Content-Type"))
+				require.Equal(t, item.GetSha256(), fmt.Sprintf("%x", sha256.Sum256(text)))
 			}
 		}
 		info, err := os.Stat(filepath.Join(cfg.Folder, o.Key+"-account.json"))
@@ -328,9 +369,15 @@ func TestMake(t *testing.T) {
 		require.Equal(t, map[string]int{"CreateDevice": 1, "PutDefaultPlaylist": 1, "ClaimDevice": 1}, p.taken())
 	})
 	t.Run("MediaElsewhere", func(t *testing.T) {
-		cfg.MediaURL = "http://127.0.0.1:2"
+		p.playlists[first.Owners[1].Displays[1].DeviceID].Items[0].Url = "http://127.0.0.1:1/" + strings.Repeat("0", 64)
 		require.True(t, again().Changed)
-		require.Equal(t, map[string]int{"PutDefaultPlaylist": 19}, p.taken(), "all but the one that was taken down")
+		require.Equal(t, map[string]int{"PutDefaultPlaylist": 1}, p.taken())
+		require.False(t, again().Changed)
+	})
+	t.Run("MediaLost", func(t *testing.T) {
+		p.emptyMedia(t)
+		require.True(t, again().Changed)
+		require.Equal(t, map[string]int{"Upload": 6}, p.taken())
 		require.False(t, again().Changed)
 	})
 }

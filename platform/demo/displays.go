@@ -41,12 +41,12 @@ func (d display) settings() *devicev1.DeviceSettings {
 	}
 }
 
-// items are its playlist, with pictures that players find below a URL.
-func (d display) items(pictures media, url string) []*devicev1.PlaylistItem {
+// items are its playlist, with pictures that players find at any gateway.
+func (d display) items(pictures media) []*devicev1.PlaylistItem {
 	var all []*devicev1.PlaylistItem
 	for _, id := range d.creatives {
 		all = append(all, &devicev1.PlaylistItem{
-			CreativeId: id, Url: url + "/" + pictures[id], Sha256: pictures[id], MediaType: "image/png", DurationMs: d.slot * 1000,
+			CreativeId: id, Url: mediaPath + pictures[id].sum, Sha256: pictures[id].sum, MediaType: mediaType, DurationMs: d.slot * 1000,
 		})
 	}
 	return all

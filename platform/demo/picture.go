@@ -4,17 +4,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"image"
 	"image/color"
 	"image/png"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
-
-	"github.com/marquee-ads/marquee/platform/files"
 )
 
 // creative is a picture with words on it.
@@ -98,15 +92,17 @@ const alphabet = `
 #...# .###. #.... .##.# #...# ####. ..#.. .###. ..#.. #...# #...# ..#.. #####
 `
 
-// media are the SHA-256s of pictures by the creative's id.
-type media map[string]string
+// media are pictures by the creative's id.
+type media map[string]picture
 
-// putMedia makes the pictures of all owners and puts those that are not there yet
-// into a folder, each under its SHA-256.
-func putMedia(folder string, owners []owner) (media, error) {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return nil, fmt.Errorf("making the folder of the pictures: %w", err)
-	}
+// picture is one as it is uploaded.
+type picture struct {
+	sum     string // SHA-256, in hexadecimal digits
+	content []byte // PNG
+}
+
+// drawMedia makes the pictures of all owners: each time the same.
+func drawMedia(owners []owner) (media, error) {
 	all := media{}
 	for _, o := range owners {
 		for _, c := range o.creatives {
@@ -116,15 +112,7 @@ func putMedia(folder string, owners []owner) (media, error) {
 				return nil, fmt.Errorf("making the picture of %s: %w", c.id, err)
 			}
 			sum := sha256.Sum256(content.Bytes())
-			all[c.id] = hex.EncodeToString(sum[:])
-			path := filepath.Join(folder, all[c.id])
-			_, err := os.Stat(path)
-			if errors.Is(err, fs.ErrNotExist) {
-				err = files.Replace(path, content.Bytes(), 0o644)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("keeping the picture of %s: %w", c.id, err)
-			}
+			all[c.id] = picture{sum: hex.EncodeToString(sum[:]), content: content.Bytes()}
 		}
 	}
 	return all, nil

@@ -801,6 +801,40 @@ func TestThreeServers(t *testing.T) {
 	b.complete()
 }
 
+// TestMoreReplicas has a relay of a new version ask for three where there was one:
+// what was published before is on all servers then, too.
+func TestMoreReplicas(t *testing.T) {
+	servers := natstest.Cluster(t, 3)
+	b := newBedOn(t, &pg, servers[0])
+	var next atomic.Int64
+	open := func() *Bus {
+		bus, err := Connect(Config{Name: "test", Log: b.log(), Dial: dialAny(servers, &next)})
+		require.NoError(t, err)
+		t.Cleanup(bus.Close)
+		return bus
+	}
+	asking := open()
+	c, err := NewConsumer(b.consumer, open(), ConsumerConfig{Stream: "ORDER", Name: "device", Subjects: []string{"booking.>"}, Handle: record})
+	require.NoError(t, err)
+	for _, replicas := range []int{1, 3} {
+		b.stream.Replicas = replicas
+		stop := b.run(NewRelay(b.publisher, open(), b.stream).Run)
+		if replicas == 1 {
+			b.run(c.Run)
+		}
+		b.appendN(100, 5)
+		b.complete()
+		if replicas == 1 {
+			require.False(t, replicated(t.Context(), asking), "one replica is all there is, or this test shows nothing")
+			stop()
+		}
+	}
+	require.Eventually(t, func() bool { return replicated(t.Context(), asking) }, patience, 100*time.Millisecond, "the stream does not get more replicas")
+	servers[0].Kill()
+	b.appendN(100, 5)
+	b.complete()
+}
+
 // replicated says whether every server has all of the stream and its consumer.
 func replicated(ctx context.Context, bus *Bus) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -74,7 +74,6 @@ func testJobFiles(t *testing.T, client *jobs.Client, volumes string) {
 	require.GreaterOrEqual(t, len(files), 3)
 	variables := map[string]string{
 		"proxy_binary": "/releases/0123456789ab/meshproxyd", "postgres_bin_dir": "/postgres/bin", "postgres_data_folder": volumes,
-		"media_binary": "/releases/0123456789ab/mediad", "media_port": "10020",
 	}
 	for variable, program := range programs(files) {
 		variables[variable+"_binary"] = "/releases/0123456789ab/" + program

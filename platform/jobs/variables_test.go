@@ -34,7 +34,7 @@ var differs = map[string]map[string]string{
 }
 
 // unread are variables that a job file declares for the variable files' sake.
-var unread = map[string]string{"gateway.nomad.hcl": "host_network"}
+var unread = map[string]string{"gateway.nomad.hcl": "host_network", "players.nomad.hcl": "host_network"}
 
 // placement names the metadata that the job's machines have.
 var placement = regexp.MustCompile(`metadata has marquee_[a-z]+ = true`)

@@ -247,8 +247,9 @@ func (c *countedConn) CloseWrite() error {
 // dial connects to the instance with the fewest of our connections, and goes on
 // to the others until one answers or ctx ends: a service that is just
 // restarting, or not there yet, costs its callers time and no error. Without a
-// deadline in ctx it gives up after dialLimit. An empty port is the announced one.
-func (in *instances) dial(ctx context.Context, service, port string, connect func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
+// deadline in ctx it gives up after dialLimit. An empty port is the announced one,
+// and with a name only the instance that has it will do.
+func (in *instances) dial(ctx context.Context, service, port, name string, connect func(ctx context.Context, address string) (net.Conn, error)) (net.Conn, error) {
 	p, err := in.of(service)
 	if err != nil {
 		return nil, unreachable(service, err)
@@ -258,9 +259,14 @@ func (in *instances) dial(ctx context.Context, service, port string, connect fun
 	last := errors.New("discovery has not answered yet")
 	for round := 1; ; round++ {
 		list, changed, listErr := p.order()
+		if name != "" {
+			list = slices.DeleteFunc(list, func(i discovery.Instance) bool { return i.Meta[InstanceMeta] != name })
+		}
 		switch {
 		case listErr != nil:
 			last = listErr
+		case list != nil && len(list) == 0 && name != "":
+			last = fmt.Errorf("there is no healthy instance %q", name)
 		case list != nil && len(list) == 0:
 			last = errors.New("there is no healthy instance")
 		}

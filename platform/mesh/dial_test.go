@@ -42,7 +42,7 @@ func TestDialGoesWhereTheFewestAre(t *testing.T) {
 	dial := func() (string, net.Conn) {
 		t.Helper()
 		var at string
-		conn, err := in.dial(t.Context(), "device", "", func(_ context.Context, address string) (net.Conn, error) {
+		conn, err := in.dial(t.Context(), "device", "", "", func(_ context.Context, address string) (net.Conn, error) {
 			if down[address] {
 				return nil, errors.New("refused")
 			}

@@ -15,7 +15,7 @@ import (
 type local struct {
 	// target is what gRPC dials for a service.
 	target func(service string) (string, []grpc.DialOption, error)
-	dial   func(ctx context.Context, service, port string) (net.Conn, error)
+	dial   func(ctx context.Context, service, port, name string) (net.Conn, error)
 	close  func()
 }
 
@@ -44,11 +44,15 @@ func (l *local) NewClient(service string, opts ...grpc.DialOption) (*grpc.Client
 }
 
 func (l *local) DialContext(ctx context.Context, service string) (net.Conn, error) {
-	return l.dial(ctx, service, "")
+	return l.dial(ctx, service, "", "")
 }
 
 func (l *local) DialPort(ctx context.Context, service, port string) (net.Conn, error) {
-	return l.dial(ctx, service, port)
+	return l.dial(ctx, service, port, "")
+}
+
+func (l *local) DialInstance(ctx context.Context, service, port, name string) (net.Conn, error) {
+	return l.dial(ctx, service, port, name)
 }
 
 func (l *local) Listener(inner net.Listener) net.Listener { return loopbackListener{inner} }

@@ -44,6 +44,11 @@ type Mesh interface {
 	// they have a Listener. It is not for sidecars, which know one port.
 	DialPort(ctx context.Context, service, port string) (net.Conn, error)
 
+	// DialInstance is DialPort to the one instance that has registered this name as
+	// InstanceMeta, for servers each of which is somebody of its own. It is not for
+	// sidecars, either.
+	DialInstance(ctx context.Context, service, port, name string) (net.Conn, error)
+
 	// Listener secures a plain TCP listener: Accept returns connections whose
 	// peer is authenticated and allowed, and closes them when it no longer is.
 	// They have CloseWrite.
@@ -55,6 +60,9 @@ type Mesh interface {
 	// Close stops the watches. Connections made before live on.
 	Close() error
 }
+
+// InstanceMeta is what an instance that is dialled by its name registers that as.
+const InstanceMeta = "instance"
 
 // Identity is a service as its certificate names it (SPIFFE).
 type Identity struct {

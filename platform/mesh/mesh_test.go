@@ -42,7 +42,7 @@ func (p *places) set(service string, addresses ...string) {
 	defer p.mu.Unlock()
 	list := []discovery.Instance{}
 	for _, a := range addresses {
-		list = append(list, discovery.Instance{ID: a, Address: a, Meta: map[string]string{"players": a}})
+		list = append(list, discovery.Instance{ID: a, Address: a, Meta: map[string]string{"players": a, mesh.InstanceMeta: a}})
 	}
 	p.known[service] = list
 	close(p.changed)

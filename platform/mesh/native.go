@@ -274,11 +274,15 @@ func (n *native) NewClient(service string, opts ...grpc.DialOption) (*grpc.Clien
 }
 
 func (n *native) DialContext(ctx context.Context, service string) (net.Conn, error) {
-	return n.DialPort(ctx, service, "")
+	return n.DialInstance(ctx, service, "", "")
 }
 
 func (n *native) DialPort(ctx context.Context, service, port string) (net.Conn, error) {
-	return n.targets.dial(ctx, service, port, func(ctx context.Context, address string) (net.Conn, error) {
+	return n.DialInstance(ctx, service, port, "")
+}
+
+func (n *native) DialInstance(ctx context.Context, service, port, name string) (net.Conn, error) {
+	return n.targets.dial(ctx, service, port, name, func(ctx context.Context, address string) (net.Conn, error) {
 		return n.connect(ctx, service, address)
 	})
 }

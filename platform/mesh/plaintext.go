@@ -53,8 +53,8 @@ func Plaintext(cfg PlaintextConfig) (Mesh, error) {
 		}
 		return consulTarget(service, "connect=false"), []grpc.DialOption{grpc.WithResolvers(cfg.Resolver)}, nil
 	}
-	l.dial = func(ctx context.Context, service, port string) (net.Conn, error) {
-		return targets.dial(ctx, service, port, l.connect)
+	l.dial = func(ctx context.Context, service, port, name string) (net.Conn, error) {
+		return targets.dial(ctx, service, port, name, l.connect)
 	}
 	return l, nil
 }

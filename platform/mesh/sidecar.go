@@ -41,9 +41,9 @@ func Sidecar(cfg SidecarConfig) (Mesh, error) {
 		address, err := upstream(service)
 		return "passthrough:///" + address, nil, err
 	}
-	l.dial = func(ctx context.Context, service, port string) (net.Conn, error) {
-		if port != "" {
-			return nil, unreachable(service, fmt.Errorf("its port %q is not one that a sidecar leads to", port))
+	l.dial = func(ctx context.Context, service, port, name string) (net.Conn, error) {
+		if port != "" || name != "" {
+			return nil, unreachable(service, fmt.Errorf("its port %q, instance %q, is not one that a sidecar leads to", port, name))
 		}
 		address, err := upstream(service)
 		if err != nil {

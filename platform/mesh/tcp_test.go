@@ -209,6 +209,13 @@ func TestTCP(t *testing.T) {
 		require.NoError(t, exchange(conn))
 		_, err = account.DialPort(deadline(t, 100*time.Millisecond), "account-db", "doors")
 		require.ErrorContains(t, err, `has registered no port "doors"`)
+
+		conn, err = account.DialInstance(deadline(t, 5*time.Second), "account-db", "players", m.address)
+		require.NoError(t, err)
+		defer conn.Close()
+		require.NoError(t, exchange(conn))
+		_, err = account.DialInstance(deadline(t, 100*time.Millisecond), "account-db", "players", "another")
+		require.ErrorContains(t, err, `there is no healthy instance "another"`)
 	})
 
 	t.Run("WaitsForTheFirstInstance", func(t *testing.T) {

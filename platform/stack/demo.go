@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 
 	nomad "github.com/hashicorp/nomad/api"
 
@@ -19,16 +18,9 @@ const Players = "players"
 func players() Service {
 	return Service{
 		Name: Players, File: "nomad-jobs/players.nomad.hcl",
-		Binaries: map[string]string{"players_binary": "player", "media_binary": "mediad"}, Local: true,
+		Binaries: map[string]string{"players_binary": "player"}, Local: true,
 	}
 }
-
-// MediaFolder is where the pictures are that players on this machine show, each
-// under its SHA-256. The job Players serves them.
-func (s *Stack) MediaFolder() string { return filepath.Join(s.cluster.Volumes(), "demo-media") }
-
-// mediaURL is where players find them; the one place that says so.
-func (s *Stack) mediaURL() string { return fmt.Sprintf("http://127.0.0.1:%d", s.cluster.MediaPort()) }
 
 // DemoFolder is where the accounts of the demo's owners are kept; see demo.ReadOwner.
 func (s *Stack) DemoFolder() string { return s.cluster.Dir() }
@@ -37,7 +29,7 @@ func (s *Stack) DemoFolder() string { return s.cluster.Dir() }
 // for the cluster on this machine, while its jobs come up or when they are there.
 func (s *Stack) MakeDemo(ctx context.Context, door Gateway) (demo.Demo, error) {
 	made, err := demo.Make(ctx, demo.Config{
-		Gateway: door.GRPC, Folder: s.DemoFolder(), MediaFolder: s.MediaFolder(), MediaURL: s.mediaURL(),
+		Gateway: door.GRPC, HTTP: door.HTTP, Folder: s.DemoFolder(),
 		Credentials: func(ctx context.Context) (map[string]string, error) {
 			variable, err := s.readSecrets(ctx, Players)
 			if err != nil {

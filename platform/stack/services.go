@@ -45,6 +45,9 @@ const (
 	// nats is the job that carries events; operators is who its admin_password is for.
 	nats      = "nats"
 	operators = "admin"
+	// natsRoutes is the field with what its servers show each other, where there
+	// are several.
+	natsRoutes = "routes"
 )
 
 // ReadServices are the platform's jobs as nomad-jobs/services.hcl of a checkout
@@ -81,8 +84,11 @@ func ReadServices(root string) ([]Service, error) {
 func (s services) nats() Service {
 	service := Service{
 		Name: nats, File: "nomad-jobs/nats.nomad.hcl",
-		Binaries:  map[string]string{"nats_binary": "natsd", "proxy_binary": "meshproxyd"},
-		Secrets:   []Secret{{Field: natsUser(operators), Generate: randomPassword}},
+		Binaries: map[string]string{"nats_binary": "natsd", "proxy_binary": "meshproxyd"},
+		Secrets: []Secret{
+			{Field: natsUser(operators), Generate: randomPassword},
+			{Field: natsRoutes, Generate: randomPassword},
+		},
 		KeepsData: true, Local: true,
 	}
 	for _, block := range s.Services {

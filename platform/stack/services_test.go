@@ -42,7 +42,7 @@ func TestReadServices(t *testing.T) {
 	require.True(t, found["nats"].Local, "only device has events, and that is local")
 	require.True(t, found["nats"].KeepsData)
 	require.Equal(t, map[string]string{"nats_binary": "natsd", "proxy_binary": "meshproxyd"}, found["nats"].Binaries)
-	require.Equal(t, []string{"admin_password", "device_password"}, fields(found["nats"].Secrets))
+	require.Equal(t, []string{"admin_password", "routes", "device_password"}, fields(found["nats"].Secrets))
 	require.Equal(t, []string{"database_password", "nats_password"}, fields(found["device"].Secrets))
 	require.Equal(t, "device_password", found["device"].Secrets[1].CopyField)
 	require.NotContains(t, fields(found["account"].Secrets), "nats_password")
@@ -98,12 +98,12 @@ service "order" {
 	nats, playOut, order := services[1], services[2], services[3]
 	require.Equal(t, "nats", nats.Name)
 	require.False(t, nats.Local)
-	require.Equal(t, []string{"admin_password", "play_out_password", "order_password"}, fields(nats.Secrets))
+	require.Equal(t, []string{"admin_password", "routes", "play_out_password", "order_password"}, fields(nats.Secrets))
 	passwords := map[string]bool{}
 	for _, secret := range nats.Secrets {
 		passwords[secret.Generate()] = true
 	}
-	require.Len(t, passwords, 3)
+	require.Len(t, passwords, 4)
 	require.Equal(t, []stack.Secret{{Field: "nats_password", CopyOf: "nats", CopyField: "play_out_password"}}, playOut.Secrets)
 	require.Equal(t, []string{"key", "nats_password"}, fields(order.Secrets))
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,7 +56,6 @@ func (l laptop) Place(_ context.Context, programs map[string]release.Binary, _ f
 		variables[variable] = program.Path
 	}
 	// Addresses are known when the cluster was up.
-	variables["media_port"] = strconv.Itoa(l.MediaPort())
 	for _, v := range l.Env() {
 		if v.Name == "CONSUL_HTTP_ADDR" {
 			variables["consul_address"] = v.Value

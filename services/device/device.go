@@ -108,6 +108,8 @@ var (
 	ErrChanged        = fault.New(fault.Aborted, "DEVICE_CHANGED", "the device was changed by somebody else: read it again")
 	ErrNotClaimed     = fault.New(fault.FailedPrecondition, "DEVICE_NOT_CLAIMED", "the device has no credentials: make a claim code for its player")
 	ErrSettings       = fault.New(fault.InvalidArgument, "VALIDATION_FAILED", "the device's settings are not possible")
+	ErrArea           = fault.New(fault.InvalidArgument, "VALIDATION_FAILED", "the area is not possible").
+				WithField("area.north", "area.order", "is south of area.south")
 )
 
 // cleaned are the settings as they are stored, or an error that names what is not

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -93,8 +95,10 @@ type PlaneStore interface {
 	// Secrets are the hashes of the credentials of those of the devices that can
 	// connect.
 	Secrets(ctx context.Context, deviceIDs []string) (map[string][]byte, error)
-	Playlist(ctx context.Context, deviceID string) (Playlist, error)
-	PlaylistVersions(ctx context.Context, deviceIDs []string) (map[string]int64, error)
+	// Programmes are those of the devices that have a playlist, Editions which they
+	// are.
+	Programmes(ctx context.Context, deviceIDs []string) (map[string]Programme, error)
+	Editions(ctx context.Context, deviceIDs []string) (map[string]Edition, error)
 
 	// SeeInstance says that the instance runs: its connections are believed for
 	// five seconds.
@@ -171,7 +175,9 @@ type connection struct {
 	playlist struct {
 		sync.Mutex
 		listens bool
-		sent    int64
+		sent    Edition
+		// stale is when its schedule is to be followed by a later one.
+		stale time.Time
 	}
 
 	commands struct {
@@ -358,7 +364,7 @@ func (p *Plane) Listens(ctx context.Context, session Session, channel string) {
 	case c == nil:
 	case channel == ChannelPlaylist:
 		c.playlist.Lock()
-		c.playlist.listens, c.playlist.sent = true, 0
+		c.playlist.listens, c.playlist.sent = true, Edition{}
 		c.playlist.Unlock()
 		p.sendPlaylist(ctx, c)
 	case channel == ChannelCommands:
@@ -370,30 +376,86 @@ func (p *Plane) Listens(ctx context.Context, session Session, channel string) {
 // it. A player that cannot be told now is ended: it asks again when it is back.
 func (p *Plane) sendPlaylist(ctx context.Context, c *connection) {
 	id := c.session.DeviceID()
-	newest, err := p.store.Playlist(ctx, id)
-	if err == nil {
-		err = p.sendVersion(c, newest)
-	}
+	found, err := p.store.Programmes(ctx, []string{id})
 	if err != nil {
-		p.log.Warn("a playlist could not be sent", "device", id, "error", err)
+		p.log.Warn("a playlist could not be read", "device", id, "error", err)
+		c.session.End(EndBusy)
+		return
+	}
+	if newest, ok := found[id]; ok {
+		p.sendProgramme(c, newest)
+	}
+}
+
+// sendProgramme sends one that was read, unless the player has it, or a later one.
+func (p *Plane) sendProgramme(c *connection, newest Programme) {
+	if err := p.sendEdition(c, newest); err != nil {
+		p.log.Warn("a playlist could not be sent", "device", newest.DeviceID, "error", err)
 		c.session.End(EndBusy)
 	}
 }
 
-func (p *Plane) sendVersion(c *connection, newest Playlist) error {
+func (p *Plane) sendEdition(c *connection, newest Programme) error {
+	now := p.now()
 	c.playlist.Lock()
 	defer c.playlist.Unlock()
-	if !c.playlist.listens || newest.Version <= c.playlist.sent {
+	has := newest.Edition == c.playlist.sent && now.Before(c.playlist.stale)
+	if !c.playlist.listens || has || newest.Edition.before(c.playlist.sent) {
 		return nil
 	}
-	text, err := newest.document()
+	text, err := newest.document(now)
 	if err != nil {
 		return err
 	}
 	if err := c.session.Send(ChannelPlaylist, text); err != nil {
 		return fmt.Errorf("sending it: %w", err)
 	}
-	c.playlist.sent = newest.Version
+	c.playlist.sent = newest.Edition
+	// Players that came together are not told together.
+	c.playlist.stale = now.Add(scheduleEvery + rand.N(scheduleEvery))
+	return nil
+}
+
+// extend sends each player a later schedule long before the end of the one that it
+// has. What is not in memory is read for many players at once.
+func (p *Plane) extend(ctx context.Context) {
+	for pause(ctx, extendEvery) {
+		for some := range slices.Chunk(p.stale(), programmesAtOnce) {
+			if err := p.extendSome(ctx, some); err != nil && ctx.Err() == nil {
+				p.log.Warn("players have their schedules for some hours less", "error", err)
+				break
+			}
+		}
+	}
+}
+
+// stale are the connections whose schedule is due.
+func (p *Plane) stale() []*connection {
+	now := p.now()
+	p.mu.Lock()
+	due := slices.Collect(maps.Values(p.connections))
+	p.mu.Unlock()
+	return slices.DeleteFunc(due, func(c *connection) bool {
+		c.playlist.Lock()
+		defer c.playlist.Unlock()
+		return c.playlist.sent == Edition{} || now.Before(c.playlist.stale)
+	})
+}
+
+func (p *Plane) extendSome(ctx context.Context, some []*connection) error {
+	ids := make([]string, len(some))
+	for i, c := range some {
+		ids[i] = c.session.DeviceID()
+	}
+	found, err := p.store.Programmes(ctx, ids)
+	if err != nil {
+		return fmt.Errorf("reading playlists: %w", err)
+	}
+	for _, c := range some {
+		if newest, ok := found[c.session.DeviceID()]; ok {
+			p.sendProgramme(c, newest)
+		}
+	}
 	return nil
 }
 
@@ -428,12 +490,17 @@ const (
 	listenAgain    = 200 * time.Millisecond
 	pushesAtOnce   = 8
 	goneTogether   = 20 * time.Millisecond
+	// scheduleEvery is after how long at the earliest a player gets a later schedule.
+	// It waits for twice as long at most, of the 30 hours that it has.
+	scheduleEvery    = time.Hour
+	extendEvery      = 2 * time.Second
+	programmesAtOnce = 200
 )
 
 // Run keeps the plane going until ctx ends, and then says goodbye to the store.
 func (p *Plane) Run(ctx context.Context) error {
 	var all sync.WaitGroup
-	for _, run := range []func(context.Context){p.ingest.run, p.listen, p.tick, p.watches.run, p.tellGone} {
+	for _, run := range []func(context.Context){p.ingest.run, p.listen, p.tick, p.watches.run, p.tellGone, p.extend} {
 		all.Go(func() { run(ctx) })
 	}
 	all.Wait()
@@ -537,11 +604,15 @@ func (p *Plane) changed(ctx context.Context, change Change, parallel func(func()
 	case CredentialsChanged:
 		parallel(func() {
 			good, err := p.good(ctx, Pass{deviceID: change.DeviceID, secretHash: c.secretHash})
-			if err != nil || !good {
+			switch {
+			case err != nil: // it shows its credentials again when it is back
+				p.log.Warn("whether changed credentials are still good cannot be told; the connection is ended", "device", change.DeviceID, "error", err)
+				c.session.End(EndBusy)
+			case !good:
 				c.session.End(EndRevoked)
 			}
 		})
-	case PlaylistChanged:
+	case PlaylistChanged, SettingsChanged:
 		parallel(func() { p.sendPlaylist(ctx, c) })
 	case CommandSent:
 		parallel(func() { p.commandsChanged(ctx, change) })
@@ -559,7 +630,13 @@ func (p *Plane) overtaken(ctx context.Context, c *connection, parallel func(func
 	}
 	parallel(func() {
 		last, err := p.store.Connections(ctx, []string{c.session.DeviceID()})
-		if err != nil || last[c.session.DeviceID()] != c.session.ID() {
+		switch {
+		case err != nil: // the next comparison with the store tells
+			p.log.Warn("whether a device has connected again cannot be told", "device", c.session.DeviceID(), "error", err)
+			p.mu.Lock()
+			p.unsure = true
+			p.mu.Unlock()
+		case last[c.session.DeviceID()] != c.session.ID():
 			c.session.End(EndTakenOver)
 		}
 	})
@@ -609,7 +686,7 @@ func (p *Plane) reconciled(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	versions, err := p.store.PlaylistVersions(ctx, ids)
+	editions, err := p.store.Editions(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -620,7 +697,7 @@ func (p *Plane) reconciled(ctx context.Context) error {
 			c.session.End(EndRevoked)
 		case c.since.Before(before) && last[id] != c.session.ID() && last[id] != "":
 			c.session.End(EndTakenOver)
-		case c.lacks(versions[id]):
+		case c.lacks(editions[id]):
 			p.sendPlaylist(ctx, c)
 		}
 	}
@@ -642,8 +719,8 @@ func (p *Plane) unrecord(connections []Connection) {
 	}
 }
 
-func (c *connection) lacks(version int64) bool {
+func (c *connection) lacks(newest Edition) bool {
 	c.playlist.Lock()
 	defer c.playlist.Unlock()
-	return c.playlist.listens && version > c.playlist.sent
+	return c.playlist.listens && c.playlist.sent.before(newest)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -25,22 +26,50 @@ type Item struct {
 	DurationMS int    `json:"duration_ms"`
 }
 
-// document is the playlist as players get it.
-func (p Playlist) document() ([]byte, error) {
-	items := p.Items
+// Programme is a playlist with the settings that say when it is played.
+type Programme struct {
+	Playlist
+	Edition  Edition
+	TimeZone string
+	Hours    []Opening
+}
+
+// Edition is of which version of its playlist, and which revision of its settings, a
+// device has a programme; neither grows less. The zero one is none.
+type Edition struct {
+	Version, Revision int64
+}
+
+// before says whether something has changed since.
+func (e Edition) before(o Edition) bool { return e.Version < o.Version || e.Revision < o.Revision }
+
+// document is the programme as players get it, with a schedule from now on.
+func (p Programme) document(now time.Time) ([]byte, error) {
+	items, loop := p.Items, make([]int, len(p.Items))
 	if items == nil {
 		items = []Item{}
 	}
+	for i := range loop {
+		loop[i] = i
+	}
+	periods, err := schedule(p.TimeZone, p.Hours, loop, now)
+	if err != nil {
+		return nil, err
+	}
 	text, err := json.Marshal(struct {
-		DeviceID string `json:"device_id"`
-		Version  int64  `json:"version"`
-		Items    []Item `json:"items"`
-	}{p.DeviceID, p.Version, items})
+		DeviceID string   `json:"device_id"`
+		Version  int64    `json:"version"`
+		Items    []Item   `json:"items"`
+		Schedule []Period `json:"schedule"`
+	}{p.DeviceID, p.Version, items, periods})
 	if err != nil {
 		return nil, fmt.Errorf("writing a playlist: %w", err)
 	}
 	return text, nil
 }
+
+// mediaPath is where every gateway has what was uploaded, by its SHA-256.
+const mediaPath = "/v1/media/"
 
 // PutPlaylist sets what a device plays while nothing is booked. Errors:
 // ErrNotFound, ErrSettings for items that do not fit the device.
@@ -51,6 +80,9 @@ func (s *Service) PutPlaylist(ctx context.Context, organisationID, id string, it
 			return Playlist{}, ErrSettings.WithField(fmt.Sprintf("items[%d].duration_ms", i), "item.duration", "differs from that of the same creative before it")
 		}
 		durations[item.CreativeID] = item.DurationMS
+		if strings.HasPrefix(item.URL, mediaPath) && item.URL != mediaPath+item.SHA256 {
+			return Playlist{}, ErrSettings.WithField(fmt.Sprintf("items[%d].url", i), "item.path", "is the path of other media than those with this sha256")
+		}
 	}
 	return s.store.PutPlaylist(ctx, organisationID, id, items, s.moment(), func(settings Settings) error {
 		var total time.Duration

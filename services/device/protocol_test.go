@@ -29,12 +29,19 @@ func TestProtocolDocument(t *testing.T) {
 			plays += len(batch.Plays)
 		case strings.Contains(example, `"items"`):
 			var p struct {
-				Items []device.Item `json:"items"`
+				Items    []device.Item   `json:"items"`
+				Schedule []device.Period `json:"schedule"`
 			}
 			decoder := json.NewDecoder(strings.NewReader(example))
 			require.NoError(t, decoder.Decode(&p))
 			require.NotEmpty(t, p.Items)
 			require.NotEmpty(t, p.Items[0].CreativeID)
+			require.NotEmpty(t, p.Schedule)
+			for n, period := range p.Schedule {
+				require.True(t, period.From.Before(period.Until))
+				require.True(t, n == 0 || p.Schedule[n-1].Until.Before(period.From))
+				require.Equal(t, []int{0}, period.Loop)
+			}
 			playlists++
 		case strings.Contains(example, `"result"`):
 			reply, ok := device.ParseReply([]byte(example))
@@ -51,6 +58,7 @@ func TestProtocolDocument(t *testing.T) {
 		require.Contains(t, text, "| `"+string(kind)+"` |")
 	}
 	require.Contains(t, text, strconv.Itoa(device.MaxImage/1000)+",000 bytes in base64")
+	require.Contains(t, text, "are at most "+strconv.Itoa(device.MaxPeriods)+". They are the device's operating hours")
 	require.Contains(t, text, "There are at most "+strconv.Itoa(device.MaxOpenCommands)+".")
 	for _, reason := range []device.Rejection{device.Malformed, device.UnknownCreative, device.InTheFuture, device.TooOld, device.TooLong} {
 		require.Contains(t, text, "| `"+string(reason)+"` |")

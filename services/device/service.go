@@ -36,6 +36,8 @@ type Store interface {
 	// ListDevices returns up to limit devices whose id is less than before ("" is no
 	// bound), the greatest first.
 	ListDevices(ctx context.Context, organisationID string, f Filter, before string, limit int) ([]Device, error)
+	// SearchDevices is ListDevices for the devices of all organisations.
+	SearchDevices(ctx context.Context, s Search, before string, limit int) ([]Device, error)
 	// UpdateDevice replaces the settings of a device that has the revision, or any
 	// when that is 0; the same settings change nothing. Errors: ErrChanged.
 	UpdateDevice(ctx context.Context, organisationID, id string, s Settings, revision int64, now time.Time) (Device, error)
@@ -80,6 +82,24 @@ type Filter struct {
 	NameContains string
 	// GroupID is of a group that they are in.
 	GroupID string
+}
+
+// Search says which devices of all organisations are wanted; its zero value is all.
+type Search struct {
+	IDs            []string
+	OrganisationID string
+	State          State
+	Area           *Area // nil is everywhere
+	// VenueTypes also stand for those below them.
+	VenueTypes []string
+	// MinScreen is what their screens have at least.
+	MinScreen Screen
+}
+
+// Area is between two parallels and two meridians, in degrees, WGS 84. One whose
+// West is greater than its East lies across the 180th meridian.
+type Area struct {
+	South, West, North, East float64
 }
 
 // Service is what the device service does for people and programs.
@@ -145,6 +165,29 @@ func (s *Service) List(ctx context.Context, organisationID string, f Filter, pag
 	found, err := s.store.ListDevices(ctx, organisationID, f, before, size+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
+	}
+	if len(found) <= size {
+		return found, "", nil
+	}
+	return found[:size], sealPage(of, found[size-1].ID), nil
+}
+
+// Search returns a page of the devices of all organisations, the newest first, and
+// the token of the next, empty on the last: what is sold, for the service that sells
+// it. Errors: ErrArea, ErrPageTokenInvalid.
+func (s *Service) Search(ctx context.Context, search Search, page Page) ([]Device, string, error) {
+	const of = "all devices"
+	if search.Area != nil && search.Area.North < search.Area.South {
+		return nil, "", ErrArea
+	}
+	before, err := page.open(of)
+	if err != nil {
+		return nil, "", err
+	}
+	size := page.size()
+	found, err := s.store.SearchDevices(ctx, search, before, size+1)
+	if err != nil {
+		return nil, "", fmt.Errorf("reading a page of %s: %w", of, err)
 	}
 	if len(found) <= size {
 		return found, "", nil

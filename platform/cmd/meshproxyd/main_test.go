@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/consultest"
 	"github.com/marquee-ads/marquee/platform/discovery"
+	"github.com/marquee-ads/marquee/platform/freeport"
 	"github.com/marquee-ads/marquee/platform/mesh"
 	"github.com/marquee-ads/marquee/platform/service"
 )
@@ -76,6 +78,11 @@ func startProxy(t *testing.T, upstream string, edit func(*config)) *proxied {
 	t.Helper()
 	agent := consultest.Start(t)
 	intend(t, agent.Client, consulapi.IntentionActionAllow)
+	return startProxyOn(t, agent, upstream, edit)
+}
+
+func startProxyOn(t *testing.T, agent *consultest.Agent, upstream string, edit func(*config)) *proxied {
+	t.Helper()
 	cfg, err := service.Parse[config]("meshproxyd", []string{
 		"--name=account-db", "--environment=test", "--consul-addr=" + agent.Address, "--register=always",
 		"--upstream=" + upstream, "--upstream-wait=2s", "--drain-delay=0s", "--drain-timeout=2s", "--log-level=debug",
@@ -123,7 +130,7 @@ func intend(t *testing.T, client *consulapi.Client, action consulapi.IntentionAc
 	t.Helper()
 	_, _, err := client.ConfigEntries().Set(&consulapi.ServiceIntentionsConfigEntry{
 		Kind: consulapi.ServiceIntentions, Name: "account-db",
-		Sources: []*consulapi.SourceIntention{{Name: "account", Action: action}},
+		Sources: []*consulapi.SourceIntention{{Name: "account", Action: action}, {Name: "account-db", Action: action}},
 	}, nil)
 	require.NoError(t, err)
 }
@@ -249,6 +256,43 @@ func TestTooManyConnections(t *testing.T) {
 	require.Error(t, err)
 }
 
+// TestPeers has the server behind one instance reach the one behind another, by
+// that one's name. Who may call the service does not get there.
+func TestPeers(t *testing.T) {
+	first := startProxy(t, tcpUpstream(t), func(c *config) {
+		c.PeersListen, c.PeersUpstream, c.PeersName = "127.0.0.1:0", tcpUpstream(t), "first"
+	})
+	first.becomes(t, true)
+	ports, err := freeport.Take(2)
+	require.NoError(t, err)
+	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+	second := startProxyOn(t, first.agent, tcpUpstream(t), func(c *config) {
+		c.Peer = []string{at(ports[0]) + "=first", at(ports[1]) + "=third"}
+	})
+	second.becomes(t, true)
+	ask := func(port int) (string, error) {
+		conn, err := net.Dial("tcp", at(port))
+		require.NoError(t, err)
+		t.Cleanup(func() { conn.Close() })
+		require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+		return say(conn, bufio.NewReader(conn), "hello")
+	}
+	got, err := ask(ports[0])
+	require.NoError(t, err)
+	require.Equal(t, "hello\n", got)
+	_, err = ask(ports[1])
+	require.Error(t, err, "no instance has this name")
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := first.account.DialPort(ctx, "account-db", peersPort)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	_, err = say(conn, bufio.NewReader(conn), "hello")
+	require.Error(t, err, "somebody with an edge to the service got to where only its instances may")
+}
+
 // TestStop lets a connection finish within the drain timeout, and cuts it then.
 func TestStop(t *testing.T) {
 	t.Run("Finishes", func(t *testing.T) {
@@ -291,6 +335,10 @@ func TestConfig(t *testing.T) {
 		"UpstreamNoPort":   {"--upstream=127.0.0.1", "neither unix:/path nor host:port"},
 		"NoConnections":    {"--upstream=127.0.0.1:1 --max-connections=0", "--max-connections"},
 		"NegativeWait":     {"--upstream=127.0.0.1:1 --upstream-wait=-1s", "--upstream-wait"},
+		"PeersUpstream":    {"--upstream=127.0.0.1:1 --peers-listen=127.0.0.1:0 --peers-name=first", "--peers-upstream"},
+		"PeersName":        {"--upstream=127.0.0.1:1 --peers-listen=127.0.0.1:0 --peers-upstream=127.0.0.1:1", "--peers-name"},
+		"PeerElsewhere":    {"--upstream=127.0.0.1:1 --peer=192.0.2.1:6222=first", "--peer: \"192.0.2.1:6222=first\" is not a loopback address"},
+		"PeerWithoutName":  {"--upstream=127.0.0.1:1 --peer=127.0.0.1:6222", "--peer"},
 		"Common":           {"--upstream=127.0.0.1:1 --name=Bad_Name", "--name"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,13 +22,26 @@ type halfCloser interface {
 	CloseWrite() error
 }
 
-// proxy copies bytes between mesh connections and the upstream.
+// halfClosing is a connection that was made, or why not, with what copies need.
+func halfClosing(conn net.Conn, err error) (halfCloser, error) {
+	if err != nil {
+		return nil, err
+	}
+	both, ok := conn.(halfCloser)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("a connection of type %T cannot be closed one way", conn)
+	}
+	return both, nil
+}
+
+// proxy copies bytes between those who come in and what dial reaches.
 type proxy struct {
-	upstream *upstream
-	wait     time.Duration
-	log      hclog.Logger
-	slots    chan struct{} // one taken for each connection
-	metrics  metrics
+	dial    func(context.Context) (halfCloser, error)
+	admits  func(mesh.Identity) bool // nil is everybody whom the listener lets in
+	log     hclog.Logger
+	slots   chan struct{} // one taken for each connection
+	metrics metrics
 
 	listener net.Listener
 	running  sync.WaitGroup
@@ -36,43 +49,46 @@ type proxy struct {
 	cut      context.CancelFunc
 }
 
+// metrics are those of all proxies of the process.
 type metrics struct {
 	open    prometheus.Gauge
-	total   *prometheus.CounterVec // by result: served, full, no_upstream
+	total   *prometheus.CounterVec // by result: served, full, refused, no_upstream
 	carried *prometheus.CounterVec // bytes, by direction: in, out
 }
 
-func newProxy(behind *upstream, wait time.Duration, maxConnections int, log hclog.Logger, register prometheus.Registerer) *proxy {
-	p := &proxy{
-		upstream: behind,
-		wait:     wait,
-		log:      log,
-		slots:    make(chan struct{}, maxConnections),
-		metrics: metrics{
-			open: prometheus.NewGauge(prometheus.GaugeOpts{
-				Name: "meshproxy_open_connections", Help: "Connections that are open now.",
-			}),
-			total: prometheus.NewCounterVec(prometheus.CounterOpts{
-				Name: "meshproxy_connections_total", Help: "Connections by how they fared: served, full, no_upstream.",
-			}, []string{"result"}),
-			carried: prometheus.NewCounterVec(prometheus.CounterOpts{
-				Name: "meshproxy_bytes_total", Help: "Bytes carried on ended connections, in (to the upstream) and out.",
-			}, []string{"direction"}),
-		},
+func newMetrics(register prometheus.Registerer) metrics {
+	m := metrics{
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshproxy_open_connections", Help: "Connections that are open now.",
+		}),
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshproxy_connections_total", Help: "Connections by how they fared: served, full, refused, no_upstream.",
+		}, []string{"result"}),
+		carried: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshproxy_bytes_total", Help: "Bytes carried on ended connections, in (to the upstream) and out.",
+		}, []string{"direction"}),
 	}
-	register.MustRegister(p.metrics.open, p.metrics.total, p.metrics.carried)
+	register.MustRegister(m.open, m.total, m.carried)
+	return m
+}
+
+func newProxy(dial func(context.Context) (halfCloser, error), maxConnections int, log hclog.Logger, measured metrics) *proxy {
+	p := &proxy{dial: dial, log: log, slots: make(chan struct{}, maxConnections), metrics: measured}
 	p.ctx, p.cut = context.WithCancel(context.Background())
 	return p
 }
 
 // start listens and serves beside the caller; fail is told when it cannot go on.
-func (p *proxy) start(ctx context.Context, address string, m mesh.Mesh, fail func(error)) (net.Addr, error) {
+// secure is the mesh's, nil for a port of the machine itself.
+func (p *proxy) start(ctx context.Context, address string, secure func(net.Listener) net.Listener, fail func(error)) (net.Addr, error) {
 	var config net.ListenConfig
-	inner, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
+	var err error
+	if p.listener, err = config.Listen(ctx, "tcp", address); err != nil {
 		return nil, err
 	}
-	p.listener = m.Listener(inner)
+	if secure != nil {
+		p.listener = secure(p.listener)
+	}
 	p.running.Go(func() {
 		if err := p.accept(); err != nil {
 			fail(fmt.Errorf("accept connections: %w", err))
@@ -111,10 +127,9 @@ func (p *proxy) accept() error {
 		if err != nil {
 			return err
 		}
-		client, ok := conn.(halfCloser)
-		if !ok {
-			conn.Close()
-			return fmt.Errorf("a connection of type %T cannot be closed one way", conn)
+		client, err := halfClosing(conn, nil)
+		if err != nil {
+			return err
 		}
 		select {
 		case p.slots <- struct{}{}:
@@ -134,10 +149,16 @@ func (p *proxy) accept() error {
 func (p *proxy) serve(client halfCloser) {
 	defer client.Close()
 	log := p.log
-	if peer, ok := mesh.PeerFromConn(client); ok {
+	peer, known := mesh.PeerFromConn(client)
+	if known {
 		log = log.With("peer", peer.Service)
 	}
-	server, err := p.upstream.dialWithin(p.ctx, p.wait)
+	if p.admits != nil && (!known || !p.admits(peer)) {
+		p.metrics.total.WithLabelValues("refused").Inc()
+		log.Warn("closed a connection: this port is for other instances of the service alone")
+		return
+	}
+	server, err := p.dial(p.ctx)
 	if err != nil {
 		p.metrics.total.WithLabelValues("no_upstream").Inc()
 		log.Warn("closed a connection: the upstream does not accept", "error", err)

@@ -47,12 +47,7 @@ func (u *upstream) dial(ctx context.Context) (halfCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s:%s: %w", u.network, u.address, err)
 	}
-	both, ok := conn.(halfCloser)
-	if !ok {
-		conn.Close()
-		return nil, fmt.Errorf("connect to %s:%s: the connection cannot be closed one way", u.network, u.address)
-	}
-	return both, nil
+	return halfClosing(conn, nil)
 }
 
 // dialWithin tries until the upstream accepts, for at most wait.

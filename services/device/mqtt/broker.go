@@ -42,7 +42,8 @@ type Broker interface {
 type Limits struct {
 	// Connections is how many there are at most; more are closed at once.
 	Connections int
-	// Connecting is how many of them may not be let in yet.
+	// Connecting is how many of them may not be let in yet: beyond that those make
+	// room that have said nothing for the longest.
 	Connecting int
 	// ConnectWithin is how long a connection may take until it is let in.
 	ConnectWithin time.Duration
@@ -60,13 +61,17 @@ type Limits struct {
 	// many packets at once: beyond that its connection is read more slowly.
 	PacketEvery time.Duration
 	PacketBurst int
+	// FloodFor is for how long on end a player may send more than that: then its
+	// connection is ended. The end of one that is read slowly is not noticed before
+	// all is read that was sent.
+	FloodFor time.Duration
 }
 
 // DefaultLimits suit displays: a few messages a minute each, small ones.
 func DefaultLimits() Limits {
 	return Limits{
 		Connections: 10_000, Connecting: 500, ConnectWithin: 10 * time.Second, WriteWithin: 10 * time.Second, KeepAlive: 5 * time.Minute,
-		Packet: 64 << 10, InFlight: 32, PacketEvery: 20 * time.Millisecond, PacketBurst: 100,
+		Packet: 64 << 10, InFlight: 32, PacketEvery: 20 * time.Millisecond, PacketBurst: 100, FloodFor: time.Minute,
 	}
 }
 
@@ -85,6 +90,7 @@ func (l Limits) Validate() error {
 		{"messages in flight", int64(l.InFlight), 1, 1000},
 		{"microseconds between packets", l.PacketEvery.Microseconds(), 1, 10_000_000},
 		{"packets at once", int64(l.PacketBurst), 1, 100_000},
+		{"milliseconds of too many packets", l.FloodFor.Milliseconds(), 100, 3_600_000},
 	} {
 		if bound.value < bound.from || bound.value > bound.upTo {
 			return fmt.Errorf("%d %s: use %d to %d", bound.value, bound.name, bound.from, bound.upTo)
@@ -104,6 +110,8 @@ const (
 	refusedProtocol    = "protocol_version"
 	refusedCredentials = "credentials"
 	refusedUnavailable = "unavailable"
+	// It did not wait until it was let in.
+	refusedLeft = "left"
 	// Closed, or of what is no CONNECT, or none in time.
 	refusedNoConnect = "no_connect"
 )
@@ -113,7 +121,7 @@ func NewRefused() Refused {
 	counts := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "device_connects_refused_total", Help: "Connections of players that were not let in, by reason.",
 	}, []string{"reason"})
-	for _, reason := range []string{refusedConnections, refusedConnecting, refusedProtocol, refusedCredentials, refusedUnavailable, refusedNoConnect} {
+	for _, reason := range []string{refusedConnections, refusedConnecting, refusedProtocol, refusedCredentials, refusedUnavailable, refusedLeft, refusedNoConnect} {
 		counts.WithLabelValues(reason) // shown from the beginning
 	}
 	return Refused{counts}
@@ -125,10 +133,13 @@ func (r Refused) count(reason string) { r.WithLabelValues(reason).Inc() }
 // faster than a player may send, and knows its session.
 type Conn struct {
 	net.Conn
+	wire    *prefixed // what it is carried by
+	began   time.Time
 	id      string
 	limits  Limits
-	admit   func() // gives up its place among those that are not let in
+	place   *place // among those that are not let in
 	next    time.Time
+	slowed  time.Time // since when it is read more slowly; zero when it is not
 	session *session
 	refused bool // and counted
 }

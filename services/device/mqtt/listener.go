@@ -33,9 +33,10 @@ type Listener struct {
 	refused    Refused
 	log        hclog.Logger
 
-	places, connecting chan struct{}
-	all                sync.WaitGroup
-	closed             chan struct{}
+	places     chan struct{}
+	connecting connecting
+	all        sync.WaitGroup
+	closed     chan struct{}
 }
 
 // NewListener makes one for these ports, which Serve accepts on and Close closes.
@@ -44,7 +45,7 @@ type Listener struct {
 func NewListener(ports []Port, encryption *tls.Config, broker Broker, limits Limits, refused Refused, log hclog.Logger) *Listener {
 	return &Listener{
 		ports: ports, encryption: encryption, broker: broker, limits: limits, refused: refused, log: log, closed: make(chan struct{}),
-		places: make(chan struct{}, limits.Connections), connecting: make(chan struct{}, limits.Connecting),
+		places: make(chan struct{}, limits.Connections), connecting: connecting{most: limits.Connecting},
 	}
 }
 
@@ -94,18 +95,16 @@ func (l *Listener) take(raw net.Conn, proxied bool) {
 		raw.Close()
 		return
 	}
-	select {
-	case l.connecting <- struct{}{}:
-	default:
+	place := l.connecting.enter(raw)
+	if place == nil {
 		l.refused.count(refusedConnecting)
 		<-l.places
 		raw.Close()
 		return
 	}
-	admit := sync.OnceFunc(func() { <-l.connecting })
 	l.all.Go(func() {
 		defer func() {
-			admit()
+			place.leave()
 			raw.Close()
 			<-l.places
 		}()
@@ -115,13 +114,12 @@ func (l *Listener) take(raw net.Conn, proxied bool) {
 				l.log.Error("a player's connection broke the broker", "remote", raw.RemoteAddr(), "panic", wrong, "stack", string(debug.Stack()))
 			}
 		}()
-		conn, err := l.open(raw, proxied)
+		conn, err := l.open(place, proxied)
 		if err != nil {
-			l.refused.count(refusedNoConnect)
+			l.refused.count(place.refused())
 			l.log.Debug("a connection is no player's", "remote", raw.RemoteAddr(), "error", err)
 			return
 		}
-		conn.admit = admit
 		l.broker.Serve(conn)
 		conn.Close()
 	})
@@ -129,25 +127,32 @@ func (l *Listener) take(raw net.Conn, proxied bool) {
 
 // open is the connection on which MQTT is spoken, within what carries it. All of
 // it has to come in the time that a player has to connect.
-func (l *Listener) open(raw net.Conn, proxied bool) (*Conn, error) {
+func (l *Listener) open(place *place, proxied bool) (*Conn, error) {
 	id, err := ulid.New(ulid.Now(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making an id: %w", err)
 	}
-	if err := raw.SetDeadline(time.Now().Add(l.limits.ConnectWithin)); err != nil {
-		return nil, fmt.Errorf("setting the time to connect: %w", err)
+	began := time.Now()
+	deadline := began.Add(l.limits.ConnectWithin)
+	if err := place.until(deadline); err != nil {
+		return nil, err
 	}
-	conn := raw
+	conn := place.conn
 	if proxied {
 		conn = proxyproto.NewConn(conn, proxyproto.SetReadHeaderTimeout(0), proxyproto.WithBufferSize(proxyHeader))
 	}
 	if l.encryption != nil {
 		conn = tls.Server(conn, l.encryption)
 	}
-	if conn, err = unframed(conn); err != nil {
+	wire := &prefixed{Conn: conn}
+	if conn, err = unframed(wire); err != nil {
 		return nil, err
 	}
-	return &Conn{Conn: conn, id: id.String(), limits: l.limits}, nil
+	// Opening a WebSocket has taken the deadline away.
+	if err := place.until(deadline); err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: conn, wire: wire, began: began, id: id.String(), limits: l.limits, place: place}, nil
 }
 
 // proxyHeader is enough for any that says an address, in bytes.
@@ -195,8 +200,9 @@ func (c *Conn) hurry() error { return c.SetWriteDeadline(time.Now().Add(hurryWit
 
 const hurryWithin = 500 * time.Millisecond
 
-// pace waits until the player may send another packet.
-func (c *Conn) pace(closed <-chan struct{}) {
+// pace waits until the player may send another packet. It says whether it has sent
+// too many for too long.
+func (c *Conn) pace(closed <-chan struct{}) (flood bool) {
 	now := time.Now()
 	if c.next.Before(now.Add(-c.burst())) {
 		c.next = now.Add(-c.burst())
@@ -204,7 +210,11 @@ func (c *Conn) pace(closed <-chan struct{}) {
 	c.next = c.next.Add(c.limits.PacketEvery)
 	wait := c.next.Sub(now)
 	if wait <= 0 {
-		return
+		c.slowed = time.Time{}
+		return false
+	}
+	if c.slowed.IsZero() {
+		c.slowed = now
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -212,6 +222,7 @@ func (c *Conn) pace(closed <-chan struct{}) {
 	case <-timer.C:
 	case <-closed:
 	}
+	return now.Sub(c.slowed) > c.limits.FloodFor
 }
 
 func (c *Conn) burst() time.Duration {

@@ -69,7 +69,7 @@ func (b *broker) Serve(conn *Conn) {
 		if s := conn.session; s != nil {
 			b.hook.over(s)
 		} else if !conn.refused {
-			b.hook.refused.count(refusedNoConnect)
+			b.hook.refused.count(conn.place.refused())
 		}
 	}()
 	// Every reason for which a connection ends is the player's, or was logged.
@@ -213,7 +213,11 @@ func (h *hook) OnPacketRead(client *mochi.Client, pk packets.Packet) (packets.Pa
 		if conn.session != nil {
 			closed = conn.session.done
 		}
-		conn.pace(closed)
+		if conn.pace(closed) && conn.session != nil {
+			h.log.Warn("a player sends too many packets for too long", "device", conn.session.device)
+			conn.session.End(device.EndBusy)
+			return pk, packets.ErrRejectPacket
+		}
 	}
 	// These the library neither takes nor refuses: the player would wait for ever.
 	if pk.FixedHeader.Type == packets.Publish && !mochi.IsValidFilter(pk.TopicName, true) {
@@ -238,6 +242,7 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 	if !ok {
 		return errRefused
 	}
+	conn.place.said()
 	if client.Properties.ProtocolVersion < 4 {
 		return h.refuse(conn, client, packets.ErrUnsupportedProtocolVersion, refusedProtocol)
 	}
@@ -252,6 +257,12 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 		h.log.Warn("a player cannot be let in at the moment", "device", id, "error", err)
 		return h.refuse(conn, client, packets.ErrServerUnavailable, refusedUnavailable)
 	}
+	// It would end the connection that its player has made since.
+	if time.Since(conn.began) >= longAdmit && conn.wire.left() {
+		conn.refused = true
+		h.refused.count(refusedLeft)
+		return errRefused
+	}
 	// Unique in the library, whatever the player calls itself.
 	client.ID = conn.id
 	if client.Properties.Props.AssignedClientID != "" {
@@ -263,6 +274,9 @@ func (h *hook) OnConnect(client *mochi.Client, pk packets.Packet) error {
 	conn.session = &session{server: h.server, client: client, conn: conn, device: id, pass: pass, done: make(chan struct{}), ending: &h.ending}
 	return nil
 }
+
+// longAdmit is for how long a player surely waits to be let in.
+const longAdmit = time.Second
 
 func (h *hook) refuse(conn *Conn, client *mochi.Client, code packets.Code, reason string) error {
 	conn.refused = true
@@ -309,7 +323,7 @@ func (h *hook) OnSessionEstablish(client *mochi.Client, _ packets.Packet) {
 		s.begun = true
 		h.plane.Connected(h.ctx, s.pass, s)
 	}
-	s.conn.admit()
+	s.conn.place.leave()
 }
 
 // OnPacketProcessed implements mochi.Hook: what a subscription asks for follows

@@ -30,6 +30,7 @@ const (
 // what it is told.
 type recorder struct {
 	received func(channel string, payload []byte) error // nil takes everything
+	admits   func()                                     // waits until a player may be let in
 
 	mu       sync.Mutex
 	sessions []device.Session
@@ -43,6 +44,9 @@ func (r *recorder) Admit(_ context.Context, deviceID, _ string) (device.Pass, er
 	}
 	if deviceID != good {
 		return device.Pass{}, device.ErrCredentials
+	}
+	if r.admits != nil {
+		r.admits()
 	}
 	return device.Pass{}, nil
 }
@@ -259,6 +263,37 @@ func TestRefusals(t *testing.T) {
 	require.Empty(t, plane.sessions)
 }
 
+// TestLeft: a player that has gone by the time it could be let in takes nobody's
+// place, and one that waits is let in.
+func TestLeft(t *testing.T) {
+	asked, admitted := make(chan struct{}), make(chan struct{})
+	plane := &recorder{admits: func() {
+		asked <- struct{}{}
+		<-admitted
+	}}
+	l, _ := listen(t, plane, DefaultLimits())
+	gone, waits, hurries := dial(t, l), dial(t, l), dial(t, l)
+	gone.send(t, connect(4, good, 60))
+	waits.send(t, connect(4, good, 60))
+	hurries.send(t, connect(4, good, 60))
+	for range 3 {
+		<-asked
+	}
+	hurries.send(t, subscribe("d/"+good+"/down/#", 7)) // before it may
+	require.NoError(t, gone.Close())
+	<-time.After(longAdmit) // what a busy database takes
+	close(admitted)
+	require.Zero(t, waits.expect(t, 0x20)[1])
+	require.Zero(t, hurries.expect(t, 0x20)[1])
+	require.Equal(t, []byte{0, 7}, hurries.expect(t, 0x90)[:2])
+	waits.send(t, subscribe("d/"+good+"/down/#", 8))
+	require.Equal(t, []byte{0, 8}, waits.expect(t, 0x90)[:2])
+	require.Eventually(t, func() bool { return len(l.places) == 2 }, patience, 5*time.Millisecond, "the one that is gone has a place")
+	plane.mu.Lock()
+	defer plane.mu.Unlock()
+	require.Len(t, plane.sessions, 2, "it has taken a place")
+}
+
 // malformed are bytes that are no MQTT, or none that belongs here.
 func malformed() map[string][]byte {
 	topic := "d/" + good + "/up/plays"
@@ -319,28 +354,6 @@ func TestMalformed(t *testing.T) {
 	other.expect(t, 0xd0)
 	other.Close()
 	plane.balanced(t)
-}
-
-func TestHalfOpen(t *testing.T) {
-	limits := DefaultLimits()
-	limits.Connecting, limits.ConnectWithin = 3, 500*time.Millisecond
-	l, _ := listen(t, &recorder{}, limits)
-	var waiting []*raw
-	for range 3 {
-		r := dial(t, l)
-		r.send(t, []byte{0x10})
-		waiting = append(waiting, r)
-	}
-	require.Eventually(t, func() bool { return len(l.connecting) == 3 }, patience, time.Millisecond)
-	dial(t, l).closed(t)
-	began := time.Now()
-	for _, r := range waiting {
-		r.closed(t)
-	}
-	require.Less(t, time.Since(began), 5*time.Second)
-	require.Eventually(t, func() bool { return len(l.connecting) == 0 && len(l.places) == 0 }, patience, time.Millisecond, "places are not given back")
-	enter(t, l, 4)
-	require.Eventually(t, func() bool { return len(l.connecting) == 0 }, patience, time.Millisecond, "who is in still counts as coming")
 }
 
 func TestConnections(t *testing.T) {
@@ -504,6 +517,7 @@ func TestLimits(t *testing.T) {
 		"ConnectWithin": func(l *Limits) { l.ConnectWithin = 0 }, "WriteWithin": func(l *Limits) { l.WriteWithin = time.Hour },
 		"KeepAlive": func(l *Limits) { l.KeepAlive = 0 }, "Packet": func(l *Limits) { l.Packet = 0 }, "InFlight": func(l *Limits) { l.InFlight = 0 },
 		"PacketEvery": func(l *Limits) { l.PacketEvery = 0 }, "PacketBurst": func(l *Limits) { l.PacketBurst = 0 },
+		"FloodFor": func(l *Limits) { l.FloodFor = 0 },
 	} {
 		l := DefaultLimits()
 		change(&l)

@@ -17,12 +17,12 @@ import (
 // unframed is the connection of bytes that a player speaks MQTT on: the
 // connection itself, or what is in the messages of a WebSocket on it. The first
 // byte tells: MQTT begins with CONNECT, HTTP with GET.
-func unframed(conn net.Conn) (net.Conn, error) {
+func unframed(conn *prefixed) (net.Conn, error) {
 	first := make([]byte, 1)
 	if _, err := io.ReadFull(conn, first); err != nil {
 		return nil, fmt.Errorf("reading what it begins with: %w", err)
 	}
-	conn = &prefixed{Conn: conn, first: first}
+	conn.first = first
 	if first[0] != 'G' {
 		return conn, nil
 	}
@@ -42,6 +42,26 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	n := copy(b, p.first)
 	p.first = p.first[n:]
 	return n, nil
+}
+
+// leftWithin is enough to read what has come already.
+const leftWithin = 20 * time.Millisecond
+
+// left says whether the player has closed the connection. It may be called while
+// nobody reads, and leaves another deadline behind.
+func (p *prefixed) left() bool {
+	if len(p.first) > 0 {
+		return false
+	}
+	if p.SetReadDeadline(time.Now().Add(leftWithin)) != nil {
+		return true
+	}
+	next := make([]byte, 1)
+	n, err := p.Conn.Read(next)
+	p.first = next[:n]
+	var silent net.Error
+	waits := errors.As(err, &silent) && silent.Timeout()
+	return n == 0 && err != nil && !waits
 }
 
 const (

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -26,10 +27,13 @@ type Credentials struct {
 // Identity is what a player keeps between its runs.
 type Identity struct {
 	Credentials
-	// Servers are addresses to connect to, host:port.
+	// Servers are addresses to connect to, host:port or mqtts://host:port.
 	Servers []string `json:"servers"`
-	// Gateway is the URL at which the credentials were claimed.
-	Gateway string `json:"gateway"`
+	// Authorities are certificates (PEM) of who may sign those of servers; empty are
+	// those that the machine trusts.
+	Authorities string `json:"authorities,omitempty"`
+	// Gateways are the URLs at which credentials are claimed, and media are.
+	Gateways []string `json:"gateways"`
 	// ClaimCode is the code that was traded for the credentials; it is worth nothing
 	// any more.
 	ClaimCode string `json:"claim_code"`
@@ -70,8 +74,20 @@ func NormalClaimCode(text string) string {
 	return strings.ToUpper(strings.NewReplacer(" ", "", "-", "").Replace(text))
 }
 
-// Claim trades a claim code for credentials at a gateway. Errors: ErrClaimCode.
-func Claim(ctx context.Context, gateway, code string) (Credentials, error) {
+// Claim trades a claim code for credentials, at the first of these gateways that can
+// be reached. Errors: ErrClaimCode.
+func Claim(ctx context.Context, gateways []string, code string) (c Credentials, err error) {
+	for _, gateway := range gateways {
+		var unreached *net.OpError
+		// After any other error the code may be used up.
+		if c, err = claim(ctx, gateway, code); !errors.As(err, &unreached) || unreached.Op != "dial" {
+			return c, err
+		}
+	}
+	return c, err
+}
+
+func claim(ctx context.Context, gateway, code string) (Credentials, error) {
 	const within, most = 30 * time.Second, 64 << 10
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

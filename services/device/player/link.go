@@ -2,13 +2,17 @@ package player
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
@@ -32,6 +36,13 @@ const (
 	steady = 10 * time.Second
 	// noServerPause is how often servers are looked for while none is known.
 	noServerPause = 500 * time.Millisecond
+	// rivalWithin is how soon after it was replaced a display is replaced again when
+	// another player has its credentials, too: longer than such a display rests, so
+	// that the two change places no more often than that.
+	rivalWithin = 2 * refusedPause
+	// lateWithin is for how long a server may still answer an attempt to connect that
+	// the player has given up.
+	lateWithin = time.Minute
 )
 
 // ErrRefused is credentials that are not good, or not any more.
@@ -41,7 +52,38 @@ var ErrRefused = errors.New("the credentials are refused: have a claim code made
 type lost struct {
 	next   Connection
 	atOnce bool
-	reason error
+	// unanswered means that the server may still act on the attempt to connect.
+	unanswered bool
+	reason     error
+}
+
+// rivalry tells a display that two players connect as from one that lost its
+// connection to an attempt of its own, which it had given up and which was answered
+// late.
+type rivalry struct {
+	replaced   time.Time // last, but for what is its own doing
+	unanswered time.Time // the last attempt of which it is not known what became
+}
+
+// ended takes note of how a connection ended, and says how it did: a display that was
+// replaced comes back soon, unless that was so a while ago already.
+func (r *rivalry) ended(why lost, now time.Time) lost {
+	if why.unanswered {
+		r.unanswered = now
+	}
+	if why.next != Replaced {
+		return why
+	}
+	// The zero times are long ago.
+	again, own := now.Sub(r.replaced) < rivalWithin, now.Sub(r.unanswered) < lateWithin
+	if !own {
+		r.replaced = now
+	}
+	if again && !own {
+		why.reason = fmt.Errorf("another player has its credentials: the device connected elsewhere twice within %s", rivalWithin)
+		return why
+	}
+	return lost{next: Offline, reason: errors.New("the device connected again: an attempt of its own was answered late, or another player has its credentials")}
 }
 
 // connect stays connected until ctx ends. Plays are handed in until then, and nothing
@@ -51,6 +93,7 @@ func (d *Display) connect(ctx, playing context.Context) {
 		return
 	}
 	var untried []string
+	var rivals rivalry
 	for attempts := 0; playing.Err() == nil; attempts++ {
 		d.update(func(s *Status) { s.Connection = Connecting })
 		server, rest, err := d.nextServer(playing, untried)
@@ -59,7 +102,8 @@ func (d *Display) connect(ctx, playing context.Context) {
 		}
 		untried = rest
 		began := time.Now()
-		why := d.session(ctx, playing, server)
+		ended := d.session(ctx, playing, server)
+		why := rivals.ended(ended, time.Now())
 		d.update(func(s *Status) { s.Connection = why.next })
 		signal(d.handed) // nothing more is
 		if ctx.Err() != nil {
@@ -69,7 +113,8 @@ func (d *Display) connect(ctx, playing context.Context) {
 			d.nothing(ErrRefused)
 		}
 		lasted := time.Since(began) >= steady
-		if lasted {
+		// One that was replaced was let in.
+		if lasted || ended.next == Replaced {
 			attempts = 0
 		}
 		pause := backOff(attempts)
@@ -114,8 +159,7 @@ func (d *Display) nextServer(playing context.Context, untried []string) (server 
 
 // session is one connection, from its beginning to its end.
 func (d *Display) session(ctx, playing context.Context, server string) lost {
-	dialer := net.Dialer{Timeout: connectWithin}
-	conn, err := dialer.DialContext(playing, "tcp", server)
+	conn, err := d.dial(playing, server)
 	if err != nil {
 		return lost{next: Offline, reason: err}
 	}
@@ -141,7 +185,7 @@ func (d *Display) session(ctx, playing context.Context, server string) lost {
 		if ack != nil && (ack.ReasonCode == packets.ConnackBadUsernameOrPassword || ack.ReasonCode == packets.ConnackNotAuthorized) {
 			return lost{next: Refused, reason: ErrRefused}
 		}
-		return lost{next: Offline, reason: err}
+		return lost{next: Offline, unanswered: ack == nil, reason: err}
 	}
 	defer func() { _ = client.Disconnect(&paho.Disconnect{}) }() // it may have ended already
 	// The library may wait for an acknowledgement that cannot come any more.
@@ -186,6 +230,63 @@ func (d *Display) session(ctx, playing context.Context, server string) lost {
 	}
 }
 
+// encrypted is what the addresses of servers begin with that are spoken to over TLS.
+const encrypted = "mqtts://"
+
+// dial connects to a server, over TLS where its address says so.
+func (d *Display) dial(ctx context.Context, server string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
+	defer cancel()
+	address, secure := strings.CutPrefix(server, encrypted)
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	if !secure {
+		return &unencrypted{Conn: raw}, nil
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: d.authorities}
+	if cfg.ServerName, _, err = net.SplitHostPort(address); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s is no address: %w", server, err), raw.Close())
+	}
+	conn := tls.Client(raw, cfg)
+	err = conn.HandshakeContext(ctx)
+	if err == nil {
+		return conn, nil
+	}
+	raw.Close()
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return nil, fmt.Errorf("its certificate is not trusted: %w; --tls-ca names the authorities that are", err)
+	}
+	return nil, fmt.Errorf("TLS: %w; a server that speaks none has an address without %s", err, encrypted)
+}
+
+// unencrypted is a connection without TLS, which tells a server that wants TLS from
+// one that is broken.
+type unencrypted struct {
+	net.Conn
+	read bool
+}
+
+// tlsAlert is what a record of TLS with an alert begins with, and no packet of MQTT
+// that a server sends first.
+const tlsAlert = 0x15
+
+func (u *unencrypted) Read(b []byte) (int, error) {
+	n, err := u.Conn.Read(b)
+	switch {
+	case u.read:
+	case n > 0 && b[0] == tlsAlert:
+		return 0, fmt.Errorf("the server speaks TLS: write its address as %s%s", encrypted, u.RemoteAddr())
+	case n > 0:
+		u.read = true
+	case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
+		return 0, fmt.Errorf("it closed the connection at once: it has no room, or speaks TLS (an address that begins with %s): %w", encrypted, err)
+	}
+	return n, err
+}
+
 // whyEnded waits for the word that the library sends after the end.
 func whyEnded(ctx context.Context, ended <-chan lost) lost {
 	select {
@@ -210,7 +311,7 @@ func disconnected(reason byte) lost {
 	case packets.DisconnectServerShuttingDown:
 		return lost{next: Offline, atOnce: true, reason: errors.New("the server stops")}
 	case packets.DisconnectSessionTakenOver:
-		return lost{next: Replaced, reason: errors.New("the device has connected again: another player has its credentials")}
+		return lost{next: Replaced, reason: errors.New("the device connected again")}
 	case packets.DisconnectNotAuthorized:
 		return lost{next: Refused, reason: ErrRefused}
 	}

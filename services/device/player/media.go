@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -34,12 +35,13 @@ const (
 
 // Media keeps what is shown by its SHA-256, for all devices of a process.
 type Media struct {
-	dir    string
-	client *http.Client
-	most   int64
-	unused int64
-	stall  time.Duration
-	places chan struct{}
+	dir      string
+	gateways func() ([]string, error)
+	client   *http.Client
+	most     int64
+	unused   int64
+	stall    time.Duration
+	places   chan struct{}
 
 	mu       sync.Mutex
 	contents map[string]*content
@@ -55,13 +57,18 @@ type content struct {
 	retry    time.Time
 }
 
-// NewMedia keeps contents in a folder, which it makes when there is none.
-func NewMedia(dir string) (*Media, error) {
+// NewMedia keeps contents in a folder, which it makes when there is none. Those that
+// are known by a path alone are fetched from gateways, of which it asks for the URLs
+// each time; nil is none.
+func NewMedia(dir string, gateways func() ([]string, error)) (*Media, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of the media: %w", err)
 	}
+	if gateways == nil {
+		gateways = func() ([]string, error) { return nil, nil }
+	}
 	return &Media{
-		dir: dir, most: maxMedia, unused: maxUnused, used: make(map[string][]Item), stall: stallWithin, places: make(chan struct{}, fetchesAtOnce), contents: make(map[string]*content),
+		dir: dir, gateways: gateways, most: maxMedia, unused: maxUnused, used: make(map[string][]Item), stall: stallWithin, places: make(chan struct{}, fetchesAtOnce), contents: make(map[string]*content),
 		client: &http.Client{Transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
@@ -213,10 +220,46 @@ func (m *Media) obtain(ctx context.Context, item Item) error {
 		return ctx.Err()
 	}
 	defer func() { <-m.places }()
-	if err := m.fetch(ctx, item); err != nil {
+	addresses, err := m.addresses(item)
+	if err != nil {
 		return fmt.Errorf("fetching %s for %s: %w", item.URL, item.CreativeID, err)
 	}
-	return nil
+	var problems error
+	for _, address := range addresses {
+		// Each goes on where the one before it broke off.
+		err := m.fetch(ctx, address, item)
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("fetching %s for %s: %w", address, item.CreativeID, err)
+		if ctx.Err() != nil {
+			return err
+		}
+		if problems != nil {
+			err = fmt.Errorf("%w; %w", problems, err)
+		}
+		problems = err
+	}
+	return problems
+}
+
+// addresses are where an item may be had, to be tried in this order.
+func (m *Media) addresses(item Item) ([]string, error) {
+	if !item.ofGateways() {
+		return []string{item.URL}, nil
+	}
+	gateways, err := m.gateways()
+	if err == nil && len(gateways) == 0 {
+		err = errors.New("no gateway is known: --gateway names them")
+	}
+	if err != nil {
+		return nil, err
+	}
+	all := make([]string, len(gateways))
+	for n, place := range rand.Perm(len(gateways)) {
+		all[n] = strings.TrimSuffix(gateways[place], "/") + item.URL
+	}
+	return all, nil
 }
 
 func hasHash(path, want string) (bool, error) {
@@ -234,7 +277,7 @@ func hasHash(path, want string) (bool, error) {
 
 // fetch makes one request, for what is missing. What it gets stays for the next one,
 // unless it is wrong.
-func (m *Media) fetch(ctx context.Context, item Item) error {
+func (m *Media) fetch(ctx context.Context, address string, item Item) error {
 	path := m.Path(item.SHA256)
 	part, tag := path+".part", path+".tag"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_RDWR, 0o600)
@@ -262,7 +305,7 @@ func (m *Media) fetch(ctx context.Context, item Item) error {
 	stalled := time.AfterFunc(m.stall, func() { stop(fmt.Errorf("nothing came for %s", m.stall)) })
 	defer stalled.Stop()
 
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, item.URL, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return err
 	}
@@ -283,6 +326,8 @@ func (m *Media) fetch(ctx context.Context, item Item) error {
 			return err
 		}
 		have = 0
+	case res.StatusCode >= http.StatusInternalServerError, res.StatusCode == http.StatusNotFound, res.StatusCode == http.StatusTooManyRequests:
+		return fmt.Errorf("the answer is %s", res.Status)
 	default:
 		// What is there may be why, so the next request is for all of it.
 		return errors.Join(fmt.Errorf("the answer is %s", res.Status), f.Truncate(0))

@@ -27,7 +27,7 @@ func itemAt(address string, content []byte) Item {
 
 func newMedia(t *testing.T) *Media {
 	t.Helper()
-	m, err := NewMedia(filepath.Join(t.TempDir(), "media"))
+	m, err := NewMedia(filepath.Join(t.TempDir(), "media"), nil)
 	require.NoError(t, err)
 	return m
 }
@@ -156,18 +156,18 @@ func TestMediaRestart(t *testing.T) {
 	m := newMedia(t)
 	item := itemAt(server.URL, picture)
 	require.Empty(t, get(t, m, item))
-	again, err := NewMedia(m.dir)
+	again, err := NewMedia(m.dir, nil)
 	require.NoError(t, err)
 	require.Empty(t, get(t, again, item))
 	require.EqualValues(t, 1, asked.Load())
 	require.NoError(t, os.Truncate(m.Path(item.SHA256), 7))
-	again, err = NewMedia(m.dir)
+	again, err = NewMedia(m.dir, nil)
 	require.NoError(t, err)
 	require.Empty(t, get(t, again, item))
 	require.EqualValues(t, 2, asked.Load())
 	// All of it came before the power went, and its name did not.
 	require.NoError(t, os.Rename(m.Path(item.SHA256), m.Path(item.SHA256)+".part"))
-	again, err = NewMedia(m.dir)
+	again, err = NewMedia(m.dir, nil)
 	require.NoError(t, err)
 	require.Empty(t, get(t, again, item))
 	require.EqualValues(t, 2, asked.Load())
@@ -225,4 +225,112 @@ func TestTidy(t *testing.T) {
 	require.NoError(t, m.Tidy())
 	require.Equal(t, []int{0}, there())
 	require.Empty(t, get(t, m, items[1]), "it can be had again")
+}
+
+// TestMediaOfGateways: of media that are known by a path what one gateway breaks off
+// is fetched from the next.
+func TestMediaOfGateways(t *testing.T) {
+	item := itemAt("", picture)
+	item.URL = "/v1/media/" + item.SHA256
+	require.NoError(t, item.check())
+	half := len(picture) / 2
+	var mu sync.Mutex
+	var asked []string
+	gateway := func(name string, answer http.HandlerFunc) string {
+		server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) {
+			mu.Lock()
+			asked = append(asked, name+" "+req.Header.Get("Range"))
+			mu.Unlock()
+			if req.URL.Path != item.URL {
+				http.NotFound(out, req)
+				return
+			}
+			out.Header().Set("ETag", `"`+item.SHA256+`"`)
+			answer(out, req)
+		}))
+		t.Cleanup(server.Close)
+		return server.URL
+	}
+	cuts := func(out http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Range") != "" {
+			http.Error(out, "no more", http.StatusServiceUnavailable)
+			return
+		}
+		out.Header().Set("Content-Length", fmt.Sprint(len(picture)))
+		_, _ = out.Write(picture[:half])
+		panic(http.ErrAbortHandler)
+	}
+	good := func(out http.ResponseWriter, req *http.Request) {
+		http.ServeContent(out, req, "", time.Time{}, bytes.NewReader(picture))
+	}
+	broken := gateway("broken", func(out http.ResponseWriter, _ *http.Request) { out.WriteHeader(http.StatusBadGateway) })
+	one, other, whole := gateway("one", cuts), gateway("other", cuts), gateway("good", good)
+	const gone = "http://127.0.0.1:1"
+	media := func(gateways ...string) *Media {
+		t.Helper()
+		mu.Lock()
+		asked = nil
+		mu.Unlock()
+		m, err := NewMedia(filepath.Join(t.TempDir(), "media"), func() ([]string, error) { return gateways, nil })
+		require.NoError(t, err)
+		return m
+	}
+	t.Run("OK", func(t *testing.T) {
+		require.Empty(t, get(t, media(whole+"/"), item))
+		require.Equal(t, []string{"good "}, asked)
+	})
+	t.Run("TheNext", func(t *testing.T) {
+		for range 8 {
+			require.Empty(t, get(t, media(gone, broken, whole), item), "one gateway has it")
+		}
+	})
+	t.Run("Resumed", func(t *testing.T) {
+		have := []string{one}
+		m := media()
+		m.gateways = func() ([]string, error) { return have, nil }
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+		defer cancel()
+		var problems []string
+		require.NoError(t, m.Get(ctx, item, func(err error) {
+			problems = append(problems, err.Error())
+			// All but one fail when it goes on, and leave what there is.
+			have = []string{one, other, broken, gone, whole}
+		}))
+		require.Len(t, problems, 1)
+		require.Contains(t, problems[0], one+item.URL)
+		rest := fmt.Sprintf(" bytes=%d-", half)
+		require.Equal(t, "one ", asked[0])
+		require.Equal(t, "good"+rest, asked[len(asked)-1])
+		for _, request := range asked[1:] {
+			require.Contains(t, request, rest, "it is fetched from the beginning again")
+		}
+	})
+	t.Run("ErrNone", func(t *testing.T) {
+		m := media()
+		var problem string
+		ctx, cancel := context.WithCancel(t.Context())
+		require.ErrorIs(t, m.Get(ctx, item, func(err error) {
+			problem = err.Error()
+			cancel()
+		}), context.Canceled)
+		require.Contains(t, problem, "no gateway is known: --gateway names them")
+	})
+	t.Run("ErrAll", func(t *testing.T) {
+		m := media(broken, gone)
+		var problem string
+		ctx, cancel := context.WithCancel(t.Context())
+		require.ErrorIs(t, m.Get(ctx, item, func(err error) {
+			problem = err.Error()
+			cancel()
+		}), context.Canceled)
+		require.Contains(t, problem, "502 Bad Gateway")
+		require.Contains(t, problem, "connection refused")
+	})
+	t.Run("ErrPath", func(t *testing.T) {
+		wrong := item
+		wrong.URL = "/v1/media/" + item.SHA256[1:]
+		require.ErrorContains(t, wrong.check(), "does not begin with http")
+		wrong.URL = "/etc/passwd"
+		require.ErrorContains(t, wrong.check(), "does not begin with http")
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -12,6 +13,8 @@ import (
 const (
 	// clockSince is the first year that a clock which was set can show.
 	clockSince = 2024
+	// lookEvery is how often the clock is looked at: it may jump.
+	lookEvery = time.Second
 	// maxHeld is how many plays wait in memory for the clock or the disk.
 	maxHeld = 10_000
 )
@@ -22,58 +25,70 @@ type heldPlay struct {
 	began time.Time // of the clock that does not jump
 }
 
+// clockSet says whether what a clock shows can be the time.
+func clockSet(wall time.Time) bool { return wall.Year() >= clockSince }
+
 // play shows one item after the other until ctx ends.
 func (d *Display) play(ctx context.Context) {
 	var held []heldPlay
 	var version int64
+	var loop []Item
 	next := 0
 	for ctx.Err() == nil {
-		d.mu.Lock()
-		p := d.playlist
-		d.mu.Unlock()
-		if p.Version != version {
-			version, next = p.Version, 0
+		now, of := d.slot()
+		if of != version || !slices.Equal(now.items, loop) {
+			version, loop, next = of, now.items, 0
 		}
-		item, ok := d.nextItem(p, &next)
+		item, ok := d.nextItem(loop, version, &next)
 		if !ok {
-			d.show(nil, time.Time{})
+			d.show(nil, now.until, now.off)
 			held = d.waitForItems(ctx, held)
 			continue
 		}
 		began := time.Now()
-		d.show(&item, began.Add(item.Duration()))
+		d.show(&item, began.Add(item.Duration()), false)
 		d.waitFor(ctx, item)
 		if shown := time.Since(began).Milliseconds(); shown > 0 {
 			held = append(held, heldPlay{Play{CreativeID: item.CreativeID, DurationMS: shown}, began})
 		}
 		held = d.writeDown(held)
 	}
-	d.show(nil, time.Time{})
+	d.show(nil, time.Time{}, false)
 	if len(held) > 0 {
 		d.says("%d plays are lost: they could not be written down", len(held))
 	}
 }
 
-// nextItem is the next of a playlist that is not taken down; next counts on.
-func (d *Display) nextItem(p Playlist, next *int) (Item, bool) {
+// slot is what the playlist has for now, and the playlist's version.
+func (d *Display) slot() (slot, int64) {
+	d.mu.Lock()
+	p := d.playlist
+	d.mu.Unlock()
+	return p.at(d.wall()), p.Version
+}
+
+// nextItem is the next of a loop that is not taken down; next counts on.
+func (d *Display) nextItem(loop []Item, version int64, next *int) (Item, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for range p.Items {
-		item := p.Items[*next%len(p.Items)]
+	for range loop {
+		item := loop[*next%len(loop)]
 		*next++
-		if !d.takenDown(item, p.Version) {
+		if !d.takenDown(item, version) {
 			return item, true
 		}
 	}
 	return Item{}, false
 }
 
-func (d *Display) show(item *Item, until time.Time) {
+// show says what is shown from now on, until when, and whether it is nothing because
+// the display is off.
+func (d *Display) show(item *Item, until time.Time, off bool) {
 	d.mu.Lock()
-	before := d.status.Item
-	d.status.Item, d.status.Until = item, until
+	before := d.status
+	d.status.Item, d.status.Until, d.status.Off = item, until, off
 	d.mu.Unlock()
-	if item != nil || before != nil {
+	if item != nil || before.Item != nil || off != before.Off || off && !until.Equal(before.Until) {
 		d.observer.Shows(d, item)
 	}
 }
@@ -83,41 +98,49 @@ func (d *Display) waitFor(ctx context.Context, item Item) {
 	full := time.NewTimer(item.Duration())
 	defer full.Stop()
 	for {
+		now, version := d.slot()
+		d.mu.Lock()
+		down := d.takenDown(item, version)
+		d.mu.Unlock()
+		if down || !now.shows(item) {
+			return
+		}
+		look := time.NewTimer(d.untilLook(now))
 		select {
 		case <-full.C:
+			look.Stop()
 			return
 		case <-ctx.Done():
+			look.Stop()
 			return
 		case <-d.changed:
-			d.mu.Lock()
-			stays := d.playlist.shows(item) && !d.takenDown(item, d.playlist.Version)
-			d.mu.Unlock()
-			if !stays {
-				return
-			}
+		case <-look.C:
 		}
+		look.Stop()
 	}
 }
 
-// waitForItems returns when there may be something to show, or plays were written down
+// untilLook is how long to wait until the clock may have reached the end of a slot.
+func (d *Display) untilLook(now slot) time.Duration {
+	if now.until.IsZero() {
+		return lookEvery
+	}
+	return max(time.Millisecond, min(lookEvery, now.until.Sub(d.wall())))
+}
+
+// waitForItems returns when there may be something to show, and writes down plays
 // that were held.
 func (d *Display) waitForItems(ctx context.Context, held []heldPlay) []heldPlay {
-	for {
-		pause := time.Hour
-		if len(held) > 0 {
-			pause = time.Second
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-d.changed:
-		case <-ctx.Done():
-		case <-timer.C:
-			held = d.writeDown(held)
-			continue
-		}
-		timer.Stop()
-		return held
+	now, _ := d.slot()
+	look := time.NewTimer(d.untilLook(now))
+	defer look.Stop()
+	select {
+	case <-d.changed:
+	case <-ctx.Done():
+	case <-look.C:
+		held = d.writeDown(held)
 	}
+	return held
 }
 
 // writeDown writes plays to the journal, if the clock is set and the disk takes them,
@@ -144,7 +167,7 @@ func (d *Display) record(held []heldPlay) (left []heldPlay, err error) {
 		return nil, nil
 	}
 	wall := d.wall()
-	if wall.Year() < clockSince {
+	if !clockSet(wall) {
 		return held, fmt.Errorf("the clock is not set: it shows %s", wall.UTC().Format(time.DateTime))
 	}
 	plays := make([]Play, len(held))

@@ -3,6 +3,7 @@ package player
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -230,6 +231,39 @@ func TestPlaylists(t *testing.T) {
 			w.mu.Lock()
 			w.said = ""
 			w.mu.Unlock()
+		})
+	}
+}
+
+// TestRivalry: who was replaced comes back soon, and rests when it happens again, but
+// for what attempts of its own did.
+func TestRivalry(t *testing.T) {
+	began := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	replaced, unanswered := lost{next: Replaced, reason: io.EOF}, lost{next: Offline, unanswered: true, reason: io.EOF}
+	type event struct {
+		after time.Duration // the beginning
+		why   lost
+		next  Connection
+	}
+	for name, events := range map[string][]event{
+		"Once":            {{time.Hour, replaced, Offline}},
+		"Twice":           {{0, replaced, Offline}, {2 * time.Second, replaced, Replaced}},
+		"AfterItsRest":    {{0, replaced, Offline}, {2 * time.Second, replaced, Replaced}, {refusedPause * 3 / 2, replaced, Replaced}},
+		"MuchLater":       {{0, replaced, Offline}, {rivalWithin, replaced, Offline}},
+		"Otherwise":       {{0, replaced, Offline}, {time.Second, lost{next: Offline}, Offline}, {2 * time.Second, lost{next: Refused}, Refused}},
+		"OwnAttempts":     {{0, unanswered, Offline}, {time.Second, replaced, Offline}, {2 * time.Second, replaced, Offline}, {3 * time.Second, replaced, Offline}},
+		"OwnIsNoRival":    {{0, unanswered, Offline}, {time.Second, replaced, Offline}, {lateWithin, replaced, Offline}, {lateWithin + time.Second, replaced, Replaced}},
+		"OwnAttemptEnded": {{0, replaced, Offline}, {time.Second, unanswered, Offline}, {time.Second + lateWithin, replaced, Replaced}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r rivalry
+			for n, e := range events {
+				got := r.ended(e.why, began.Add(e.after))
+				require.Equal(t, e.next, got.next, "event %d", n)
+				if e.next == Replaced {
+					require.ErrorContains(t, got.reason, "another player has its credentials")
+				}
+			}
 		})
 	}
 }

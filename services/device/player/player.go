@@ -4,6 +4,7 @@ package player
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,8 @@ import (
 
 // Observer is told what displays do; its methods are called from several goroutines.
 type Observer interface {
-	// Shows is called when a display begins to show another item; nil is none.
+	// Shows is called when a display begins to show another item; nil is none, for a
+	// reason that its status says.
 	Shows(d *Display, item *Item)
 	// Played is called when a play was written down.
 	Played(d *Display, play Play)
@@ -30,11 +32,18 @@ type Observer interface {
 type Config struct {
 	// Dir is the folder of all that is kept; one process uses it at a time.
 	Dir string
-	// Servers are the addresses to connect to, host:port. It is asked before each
-	// connection, so that what it returns may change, and be empty for a while.
-	Servers  func() ([]string, error)
-	Devices  []Credentials
-	Observer Observer
+	// Servers are the addresses to connect to, host:port, or mqtts://host:port for
+	// TLS. It is asked before each connection, so that what it returns may change, and
+	// be empty for a while.
+	Servers func() ([]string, error)
+	// Gateways are the URLs of gateways, which have media that a playlist names by a
+	// path; nil is none. It is asked each time that one is fetched.
+	Gateways func() ([]string, error)
+	// Authorities are who may sign the certificates of servers; nil are those that the
+	// machine trusts.
+	Authorities *x509.CertPool
+	Devices     []Credentials
+	Observer    Observer
 	// Wall is the clock that plays are dated by. It may jump, and not be set.
 	Wall func() time.Time
 	// JournalLimit is how many bytes of unsent plays a device keeps.
@@ -54,7 +63,7 @@ type Player struct {
 
 // New opens what is kept of each device. Run must be called after it.
 func New(cfg Config) (*Player, error) {
-	media, err := NewMedia(filepath.Join(cfg.Dir, "media"))
+	media, err := NewMedia(filepath.Join(cfg.Dir, "media"), cfg.Gateways)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +136,7 @@ const (
 	Offline Connection = "offline"
 	// Refused: its credentials are not good any more.
 	Refused Connection = "refused"
-	// Replaced: another player has its credentials, and the connection.
+	// Replaced: another player has its credentials, and the connection, again.
 	Replaced Connection = "replaced"
 )
 
@@ -139,6 +148,9 @@ type Status struct {
 	// Item is what is shown, until Until; nil is nothing.
 	Item  *Item
 	Until time.Time
+	// Off is that nothing is by the schedule, until Until by the clock on the wall; when
+	// that is zero nothing more is known of.
+	Off bool
 	// Identify is until when it is to be seen which display it is.
 	Identify time.Time
 	// Plays were written down since the start, Unsent of all are not acknowledged,
@@ -155,6 +167,7 @@ type Display struct {
 	credentials  Credentials
 	playlistPath string
 	servers      func() ([]string, error)
+	authorities  *x509.CertPool
 	spread       time.Duration
 	observer     Observer
 	wall         func() time.Time
@@ -193,7 +206,7 @@ func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Displ
 		return nil, fmt.Errorf("making its folder: %w", err)
 	}
 	d := &Display{
-		credentials: c, playlistPath: filepath.Join(dir, "playlist.json"), servers: cfg.Servers, spread: cfg.Spread,
+		credentials: c, playlistPath: filepath.Join(dir, "playlist.json"), servers: cfg.Servers, authorities: cfg.Authorities, spread: cfg.Spread,
 		observer: cfg.Observer, wall: cfg.Wall, media: media, syncer: syncer,
 		changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1), written: make(chan struct{}, 1), handed: make(chan struct{}, 1),
 		toReply: make(chan struct{}, 1), answered: make(map[string]reply), takedownsPath: filepath.Join(dir, "takedowns.json"),
@@ -272,11 +285,13 @@ func (d *Display) handInLast() {
 	}
 }
 
-// want takes a playlist that was received, if it is newer or was asked for.
+// want takes a playlist that was received, if it is newer or was asked for. One with
+// the same items has another schedule: what comes last is so.
 func (d *Display) want(p Playlist) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if p.Version > d.wanted.Version || d.refreshing {
+	rescheduled := p.sameItems(d.wanted) && !p.equal(d.wanted)
+	if p.Version > d.wanted.Version || rescheduled || d.refreshing {
 		d.wanted, d.refreshing = p, false
 		signal(d.arrived)
 	}

@@ -12,18 +12,31 @@ import (
 	"time"
 )
 
-// Playlist is what a device shows, over and over.
+// Playlist is what a device shows, and when.
 type Playlist struct {
 	DeviceID string `json:"device_id"`
-	// Version grows with each change; 0 is none.
+	// Version grows with each change of the items; 0 is none.
 	Version int64  `json:"version"`
 	Items   []Item `json:"items"`
+	// Schedule are the times in which something is shown, in order and apart from each
+	// other. Without any nothing is; nil, of an older service, is always all items.
+	Schedule []Period `json:"schedule"`
+}
+
+// Period is a time in which items are shown, over and over.
+type Period struct {
+	// From is its first moment, Until the first after it.
+	From  time.Time `json:"from"`
+	Until time.Time `json:"until"`
+	// Loop are the places in the playlist of what is shown.
+	Loop []int `json:"loop"`
 }
 
 // Item is one thing to show.
 type Item struct {
 	CreativeID string `json:"creative_id"`
-	URL        string `json:"url"`
+	// URL is where the content is; one that is a path is so at every gateway.
+	URL string `json:"url"`
 	// SHA256 is of the content at URL, in lower-case hexadecimal digits.
 	SHA256     string `json:"sha256"`
 	MediaType  string `json:"media_type"`
@@ -38,7 +51,12 @@ var (
 	creativePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 )
 
-const longestItem = 24 * time.Hour
+const (
+	longestItem = 24 * time.Hour
+	// maxPeriods is more than a server sends, and maxLoop bounds the loop of each.
+	maxPeriods = 200
+	maxLoop    = 1000
+)
 
 // parsePlaylist reads the playlist of a device. An error says what is wrong with it.
 func parsePlaylist(text []byte, deviceID string) (Playlist, error) {
@@ -57,7 +75,34 @@ func parsePlaylist(text []byte, deviceID string) (Playlist, error) {
 			return Playlist{}, fmt.Errorf("version %d of the playlist, item %d: %w", p.Version, n+1, err)
 		}
 	}
+	if len(p.Schedule) > maxPeriods {
+		return Playlist{}, fmt.Errorf("version %d of the playlist has a schedule of %d periods; at most %d are taken", p.Version, len(p.Schedule), maxPeriods)
+	}
+	for n, period := range p.Schedule {
+		err := period.check(len(p.Items))
+		if err == nil && n > 0 && period.From.Before(p.Schedule[n-1].Until) {
+			err = errors.New("it begins before the end of the one before it")
+		}
+		if err != nil {
+			return Playlist{}, fmt.Errorf("version %d of the playlist, period %d of its schedule: %w", p.Version, n+1, err)
+		}
+	}
 	return p, nil
+}
+
+func (p Period) check(items int) error {
+	if !p.From.Before(p.Until) {
+		return fmt.Errorf("it is from %s until %s", p.From.Format(time.RFC3339), p.Until.Format(time.RFC3339))
+	}
+	if len(p.Loop) > maxLoop {
+		return fmt.Errorf("its loop has %d items; at most %d are taken", len(p.Loop), maxLoop)
+	}
+	for _, place := range p.Loop {
+		if place < 0 || place >= items {
+			return fmt.Errorf("its loop has the item %d of %d, counted from 0", place, items)
+		}
+	}
+	return nil
 }
 
 func (i Item) check() error {
@@ -71,24 +116,69 @@ func (i Item) check() error {
 	if i.DurationMS < 1 || i.DurationMS > longestItem.Milliseconds() {
 		return fmt.Errorf("the duration of %d ms is not from 1 ms to %s", i.DurationMS, longestItem)
 	}
+	if i.ofGateways() {
+		return nil
+	}
 	address, err := url.Parse(i.URL)
 	if err != nil {
 		return fmt.Errorf("the URL: %w", err)
 	}
 	if address.Scheme != "http" && address.Scheme != "https" || address.Host == "" {
-		return fmt.Errorf("the URL %q does not begin with http:// or https:// and a host", i.URL)
+		return fmt.Errorf("the URL %q does not begin with http:// or https:// and a host, and is not %s with its SHA-256", i.URL, mediaPath)
 	}
 	return nil
 }
 
-// shows says whether an item is in the playlist, with the same content.
-func (p Playlist) shows(item Item) bool {
-	return slices.ContainsFunc(p.Items, func(i Item) bool { return i.CreativeID == item.CreativeID && i.SHA256 == item.SHA256 })
+// mediaPath is where gateways have media, each under its SHA-256.
+const mediaPath = "/v1/media/"
+
+// ofGateways says whether every gateway has the content.
+func (i Item) ofGateways() bool { return i.URL == mediaPath+i.SHA256 }
+
+// shows says whether an item is among those of the moment, with the same content.
+func (s slot) shows(item Item) bool {
+	return slices.ContainsFunc(s.items, func(i Item) bool { return i.CreativeID == item.CreativeID && i.SHA256 == item.SHA256 })
 }
 
-// equal says whether two playlists are the same.
+// equal says whether two playlists are the same, with the same schedule.
 func (p Playlist) equal(o Playlist) bool {
+	return p.sameItems(o) && (p.Schedule == nil) == (o.Schedule == nil) && slices.EqualFunc(p.Schedule, o.Schedule, func(a, b Period) bool {
+		return a.From.Equal(b.From) && a.Until.Equal(b.Until) && slices.Equal(a.Loop, b.Loop)
+	})
+}
+
+func (p Playlist) sameItems(o Playlist) bool {
 	return p.DeviceID == o.DeviceID && p.Version == o.Version && slices.Equal(p.Items, o.Items)
+}
+
+// slot is what a playlist has for a moment.
+type slot struct {
+	items []Item
+	// off is outside of all periods, when nothing is shown.
+	off bool
+	// until is when something else may be; zero is never.
+	until time.Time
+}
+
+// at is what is shown when the clock on the wall shows a time. Before it is set, a
+// display does not know when it is off.
+func (p Playlist) at(wall time.Time) slot {
+	if p.Schedule == nil || !clockSet(wall) {
+		return slot{items: p.Items}
+	}
+	for _, period := range p.Schedule {
+		if wall.Before(period.From) {
+			return slot{off: true, until: period.From}
+		}
+		if wall.Before(period.Until) {
+			items := make([]Item, len(period.Loop))
+			for n, place := range period.Loop {
+				items[n] = p.Items[place]
+			}
+			return slot{items: items, until: period.Until}
+		}
+	}
+	return slot{off: true}
 }
 
 // readPlaylist returns the playlist that was kept, the zero one when there is none.

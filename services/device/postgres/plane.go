@@ -27,20 +27,6 @@ func (s *Store) Secrets(ctx context.Context, deviceIDs []string) (map[string][]b
 	return secrets, err
 }
 
-// PlaylistVersions implements device.PlaneStore.
-func (s *Store) PlaylistVersions(ctx context.Context, deviceIDs []string) (map[string]int64, error) {
-	var rows []query.PlaylistVersionsRow
-	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
-		rows, err = s.q.PlaylistVersions(ctx, deviceIDs)
-		return err
-	})
-	versions := make(map[string]int64, len(rows))
-	for _, r := range rows {
-		versions[r.DeviceID] = r.Version
-	}
-	return versions, err
-}
-
 // SeeInstance implements device.PlaneStore.
 func (s *Store) SeeInstance(ctx context.Context, instanceID string) error {
 	return s.db.Call(ctx, func(ctx context.Context) error { return s.q.SeeInstance(ctx, instanceID) })

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -76,11 +77,40 @@ func (s *Store) FindPlaylist(ctx context.Context, organisationID, id string) (p 
 	return p, err
 }
 
-// Playlist implements device.PlaneStore.
-func (s *Store) Playlist(ctx context.Context, id string) (p device.Playlist, err error) {
-	err = s.db.Read(ctx, func(ctx context.Context) error {
-		p, err = playlist(ctx, s.q, id)
+// Programmes implements device.PlaneStore.
+func (s *Store) Programmes(ctx context.Context, deviceIDs []string) (map[string]device.Programme, error) {
+	var rows []query.ProgrammesRow
+	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.Programmes(ctx, deviceIDs)
 		return err
 	})
-	return p, err
+	if err != nil {
+		return nil, err
+	}
+	programmes := make(map[string]device.Programme, len(rows))
+	for _, r := range rows {
+		p := device.Programme{
+			Playlist: device.Playlist{DeviceID: r.DeviceID, Version: r.Version, UpdateTime: r.UpdateTime.UTC()},
+			Edition:  device.Edition{Version: r.Version, Revision: r.Revision}, TimeZone: r.TimeZone,
+		}
+		if err := errors.Join(json.Unmarshal(r.Items, &p.Items), json.Unmarshal(r.Hours, &p.Hours)); err != nil {
+			return nil, fmt.Errorf("reading the playlist of %s: %w", r.DeviceID, err)
+		}
+		programmes[r.DeviceID] = p
+	}
+	return programmes, nil
+}
+
+// Editions implements device.PlaneStore.
+func (s *Store) Editions(ctx context.Context, deviceIDs []string) (map[string]device.Edition, error) {
+	var rows []query.EditionsRow
+	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.Editions(ctx, deviceIDs)
+		return err
+	})
+	editions := make(map[string]device.Edition, len(rows))
+	for _, r := range rows {
+		editions[r.DeviceID] = device.Edition{Version: r.Version, Revision: r.Revision}
+	}
+	return editions, err
 }

@@ -161,7 +161,31 @@ func (s *Store) ListDevices(ctx context.Context, organisationID string, f device
 	if err != nil {
 		return nil, err
 	}
-	found := make([]device.Device, len(rows))
+	return devicesOf(rows)
+}
+
+// SearchDevices implements device.Store.
+func (s *Store) SearchDevices(ctx context.Context, o device.Search, before string, limit int) ([]device.Device, error) {
+	p := query.SearchDevicesParams{
+		Before: before, AtMost: int32(limit), DeviceIds: o.IDs, OrganisationID: o.OrganisationID, State: string(o.State),
+		Anywhere: o.Area == nil, VenueTypes: o.VenueTypes, MinWidthPx: int32(o.MinScreen.Width), MinHeightPx: int32(o.MinScreen.Height),
+	}
+	if o.Area != nil {
+		p.South, p.West, p.North, p.East = o.Area.South, o.Area.West, o.Area.North, o.Area.East
+	}
+	var rows []query.SearchDevicesRow
+	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
+		rows, err = s.q.SearchDevices(ctx, p)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return devicesOf(rows)
+}
+
+func devicesOf[R query.DevicesRow | query.SearchDevicesRow](rows []R) (found []device.Device, err error) {
+	found = make([]device.Device, len(rows))
 	for i, row := range rows {
 		if found[i], err = deviceOf(query.DeviceRow(row)); err != nil {
 			return nil, err

@@ -59,6 +59,22 @@ func (s *Server) ListDevices(ctx context.Context, req *devicev1.ListDevicesReque
 	return &devicev1.ListDevicesResponse{Devices: service.Messages(found, deviceMessage), NextPageToken: next}, nil
 }
 
+// SearchDevices returns a page of the devices of all organisations.
+func (s *Server) SearchDevices(ctx context.Context, req *devicev1.SearchDevicesRequest) (*devicev1.SearchDevicesResponse, error) {
+	search := device.Search{
+		IDs: req.GetDeviceIds(), OrganisationID: req.GetOrganisationId(), State: stateOf(req.GetState()), VenueTypes: req.GetVenueTypes(),
+		MinScreen: device.Screen{Width: int(req.GetMinWidthPx()), Height: int(req.GetMinHeightPx())},
+	}
+	if a := req.GetArea(); a != nil {
+		search.Area = &device.Area{South: a.GetSouth(), West: a.GetWest(), North: a.GetNorth(), East: a.GetEast()}
+	}
+	found, next, err := s.service.Search(ctx, search, device.Page(service.PageOf(req)))
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.SearchDevicesResponse{Devices: service.Messages(found, deviceMessage), NextPageToken: next}, nil
+}
+
 // UpdateDevice replaces a device's settings.
 func (s *Server) UpdateDevice(ctx context.Context, req *devicev1.UpdateDeviceRequest) (*devicev1.UpdateDeviceResponse, error) {
 	changed, err := s.service.Update(ctx, req.GetOrganisationId(), req.GetDeviceId(), settings(req.GetSettings()), req.GetRevision())

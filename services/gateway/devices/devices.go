@@ -30,12 +30,16 @@ const (
 	spread = 5 * time.Second
 	// chunk is what is read at once, for each way of each display.
 	chunk = 2 << 10
+	// dialsAtOnce is fewer than the handshakes that an instance has room for: of
+	// more it lets some go, and all of them take longer.
+	dialsAtOnce = 64
 )
 
 // Door is where displays come in.
 type Door struct {
 	limit *connections.Limit
 	dial  func(context.Context) (net.Conn, error)
+	dials chan struct{} // one taken for each that is under way
 	log   hclog.Logger
 
 	listener net.Listener
@@ -50,7 +54,7 @@ type Door struct {
 // New makes a door. dial connects to a healthy instance, spreading the
 // connections evenly.
 func New(limit *connections.Limit, dial func(context.Context) (net.Conn, error), log hclog.Logger) *Door {
-	d := &Door{limit: limit, dial: dial, log: log, open: make(map[*pair]bool)}
+	d := &Door{limit: limit, dial: dial, dials: make(chan struct{}, dialsAtOnce), log: log, open: make(map[*pair]bool)}
 	d.life, d.end = context.WithCancel(context.Background())
 	return d
 }
@@ -106,7 +110,7 @@ func (d *Door) pass(display net.Conn) {
 	defer display.Close()
 	ctx, cancel := context.WithTimeout(d.life, dialWithin)
 	defer cancel()
-	service, err := d.dial(ctx)
+	service, err := d.reach(ctx)
 	if err != nil {
 		d.log.Debug("no instance for a display", "from", display.RemoteAddr(), "error", err)
 		return
@@ -129,6 +133,17 @@ func (d *Door) pass(display net.Conn) {
 	up.Go(func() { flow(service, display) })
 	flow(display, service)
 	up.Wait()
+}
+
+// reach connects to an instance, when not too many are at it.
+func (d *Door) reach(ctx context.Context) (net.Conn, error) {
+	select {
+	case d.dials <- struct{}{}:
+		defer func() { <-d.dials }()
+		return d.dial(ctx)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting until fewer connect to an instance: %w", context.Cause(ctx))
+	}
 }
 
 // enter notes a pair, unless the door is closing.

@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -68,6 +71,50 @@ func TestCheckPlays(t *testing.T) {
 		require.ErrorIs(t, err, service.ErrAnswered)
 		require.Contains(t, help.String(), "--check-plays")
 	})
+}
+
+// TestCheckPlaysProgram runs the program as an operator does: beside an instance,
+// once when the sums are right and once when one is not.
+func TestCheckPlaysProgram(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "deviced")
+	text, err := exec.CommandContext(within(t), "go", "build", "-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", text)
+	w := newWorld(t)
+	check := func() (printed, logged string, code int) {
+		t.Helper()
+		args := append([]string{"--check-plays", "--mesh=plaintext", "--environment=test", "--mode=test", "--nats-address=" + w.nats}, w.database...)
+		command := exec.CommandContext(within(t), program, args...)
+		command.Env = []string{}
+		var out, errs bytes.Buffer
+		command.Stdout, command.Stderr = &out, &errs
+		err := command.Run()
+		var failed *exec.ExitError
+		require.True(t, err == nil || errors.As(err, &failed), "%v", err)
+		return out.String(), errs.String(), command.ProcessState.ExitCode()
+	}
+	i := w.start(t)
+	device := i.enrol(t, "request-1")
+	id := device.GetDeviceId()
+	put(t, i, id, "a")
+	p, err := dial3(t, i.players, id, device.GetSecret())
+	require.NoError(t, err)
+	now := time.Now()
+	require.NoError(t, p.publish("d/"+id+"/up/plays", batch("x", play(now, "a", 10000), play(now.Add(-48*time.Hour), "a", 10000))))
+	printed, logged, code := check()
+	require.Zero(t, code, "%s", logged)
+	require.Contains(t, printed, "all hours agree with their plays\n")
+
+	conn, err := pgx.Connect(t.Context(), w.url)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	done, err := conn.Exec(t.Context(), "UPDATE plays_hourly SET plays = plays - 1 WHERE hour_time = $1", now.Add(-48*time.Hour).UTC().Truncate(time.Hour))
+	require.NoError(t, err)
+	require.EqualValues(t, 1, done.RowsAffected())
+	printed, logged, code = check()
+	require.Equal(t, 1, code)
+	require.Contains(t, printed, "device "+id+" creative a: 0 summed, 1 stored\n")
+	require.NotContains(t, printed, "agree with")
+	require.Contains(t, printed+logged, "1 hours disagree")
 }
 
 // metric is the value of one line of an instance's metrics.

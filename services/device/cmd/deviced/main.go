@@ -38,7 +38,7 @@ type config struct {
 	MqttKeyFile         string `type:"path" help:"File with the certificate's private key (PEM)."`
 
 	MqttConnections   int           `default:"10000" help:"Most players connected to this instance."`
-	MqttConnecting    int           `default:"500" help:"Most of them that are not let in yet."`
+	MqttConnecting    int           `default:"500" help:"Most of them that are not let in yet; beyond that those make room that have said nothing for the longest."`
 	MqttConnectWithin time.Duration `default:"10s" help:"How long a connection may take until its player is let in."`
 	MqttKeepAlive     time.Duration `default:"5m" help:"Longest keep-alive; a player that asks for more gets this."`
 

@@ -139,6 +139,15 @@ func TestMedia(t *testing.T) {
 		response, text := ada.begin(content, another)
 		ada.refused(response, text, http.StatusForbidden, "NOT_A_MEMBER")
 	})
+	t.Run("ErrLies", func(t *testing.T) {
+		page := []byte("<!DOCTYPE html><script>alert(1)</script>" + strings.Repeat(" ", 1000))
+		response, text := ada.begin(page, organisation)
+		require.Equal(t, http.StatusCreated, response.StatusCode, "%s", text)
+		upload, err := response.Location()
+		require.NoError(t, err)
+		response, text = ada.do(http.MethodPatch, upload.Path, page, "Content-Type", "application/offset+octet-stream", "Upload-Offset", "0")
+		ada.refused(response, text, http.StatusUnsupportedMediaType, "MEDIA_TYPE_UNSUPPORTED")
+	})
 	t.Run("ErrForNobody", func(t *testing.T) {
 		response, text := ada.begin(content, "")
 		ada.refused(response, text, http.StatusBadRequest, "ORGANISATION_MISSING")

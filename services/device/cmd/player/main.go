@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -35,12 +36,16 @@ a network, and hands in each play.
   As another device, or as the same after its credentials were revoked:
     player --dir /var/lib/player --claim-code 9HTX-4CWE
 
+  Over TLS, with a certificate that an authority of your own has signed:
+    player --server mqtts://displays.example.com:8883 --tls-ca authority.pem \
+      --dir /var/lib/player
+
   Two thousand displays for load, of a file with a device id and a secret in each
   line (each needs two open files: see ulimit -n):
     player --server 127.0.0.1:1883 --credentials devices.txt --devices 2000 --dir load
 
-  Where servers come and go, with a file that somebody keeps up to date:
-    player --server-file servers.txt --dir /var/lib/player
+  Where servers and gateways come and go, with files that somebody keeps up to date:
+    player --server-file servers.txt --gateway-file gateways.txt --dir /var/lib/player
 
 Ctrl-C ends it; it then hands in what it can within a second. Exit codes: 0 ended,
 1 failed, 2 wrong flags, 3 credentials refused and nothing to play, 4 claim code not
@@ -85,9 +90,9 @@ func exitCode(err error) int {
 
 // options are the flags.
 type options struct {
-	dir, server, serverFile, gateway, claimCode, credentials string
-	devices                                                  int
-	each                                                     bool
+	dir, server, serverFile, tlsCA, gateway, gatewayFile, claimCode, credentials string
+	devices                                                                      int
+	each                                                                         bool
 }
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -95,9 +100,11 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags := flag.NewFlagSet("player", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&o.dir, "dir", "", "`folder` of all that is kept: credentials, playlist, media, plays")
-	flags.StringVar(&o.server, "server", "", "`addresses` to connect to, host:port, with commas between them; kept")
+	flags.StringVar(&o.server, "server", "", "`addresses` to connect to, host:port, or mqtts://host:port for TLS, with commas between them; kept")
 	flags.StringVar(&o.serverFile, "server-file", "", "`file` with addresses, with commas or line breaks between them, instead of --server; read anew before each connection")
-	flags.StringVar(&o.gateway, "gateway", "", "`URL` at which a claim code is traded; kept")
+	flags.StringVar(&o.tlsCA, "tls-ca", "", "`file` with the certificates (PEM) of authorities that may sign those of servers, instead of the machine's; kept")
+	flags.StringVar(&o.gateway, "gateway", "", "`URLs` of gateways, with commas between them: a claim code is traded there, and media of which a playlist says no host are fetched there; kept")
+	flags.StringVar(&o.gatewayFile, "gateway-file", "", "`file` with URLs of gateways, with commas or line breaks between them, instead of --gateway; read anew before each use")
 	flags.StringVar(&o.claimCode, "claim-code", "", "`code` that an operator made; traded once, and without effect afterwards")
 	flags.StringVar(&o.credentials, "credentials", "", "`file` with a device id and its secret in each line, instead of a claim code")
 	flags.IntVar(&o.devices, "devices", 0, "`number` of devices of that file to play, the first ones; 0 is all")
@@ -120,6 +127,8 @@ func parse(args []string, out io.Writer) (options, error) {
 		err = errors.New("--devices: needs --credentials, the file that they are in")
 	case o.server != "" && o.serverFile != "":
 		err = errors.New("--server-file: it and --server exclude each other; give one")
+	case o.gateway != "" && o.gatewayFile != "":
+		err = errors.New("--gateway-file: it and --gateway exclude each other; give one")
 	case o.credentials != "" && o.claimCode != "":
 		err = errors.New("--claim-code: it and --credentials exclude each other; give one")
 	}
@@ -129,44 +138,72 @@ func parse(args []string, out io.Writer) (options, error) {
 	return o, nil
 }
 
-// addresses are those of a list, host:port.
-func addresses(list string) ([]string, error) {
+// addresses are those of a list, host:port or mqtts://host:port.
+func addresses(list []string) ([]string, error) {
 	var all []string
-	for _, text := range strings.Split(list, ",") {
-		address := strings.TrimSpace(text)
-		host, port, err := net.SplitHostPort(address)
-		if err != nil || host == "" || port == "" {
-			return nil, fmt.Errorf("%q is no address; use host:port, for example displays.example.com:1883", address)
+	for _, address := range list {
+		address = strings.TrimPrefix(address, "mqtt://") // is what has no scheme
+		host, port, err := net.SplitHostPort(strings.TrimPrefix(address, "mqtts://"))
+		if err != nil || host == "" || port == "" || strings.Contains(port, "/") {
+			return nil, fmt.Errorf("%q is no address; use host:port, for example displays.example.com:1883, or mqtts://host:port for TLS", address)
 		}
 		all = append(all, address)
 	}
 	return all, nil
 }
 
-// maxServerFile bounds what is read of --server-file.
-const maxServerFile = 64 << 10
+// urls are those of a list, of gateways.
+func urls(list []string) ([]string, error) {
+	for _, text := range list {
+		address, err := url.Parse(text)
+		if err != nil || address.Scheme != "http" && address.Scheme != "https" || address.Host == "" {
+			return nil, fmt.Errorf("%q is no URL; use for example https://marquee.example.com", text)
+		}
+	}
+	return list, nil
+}
 
-// serversIn are the addresses in a file; none when it has none.
-func serversIn(path string) ([]string, error) {
+// split are the words of a list with commas or white space between them.
+func split(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || r == ',' })
+}
+
+// maxFile bounds what is read of a file that a flag names, in bytes.
+const maxFile = 1 << 20
+
+// contentOf is that of a file of text.
+func contentOf(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("--server-file: %w", err)
+		return "", err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxServerFile))
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, fmt.Errorf("--server-file: reading %s: %w", path, err)
+		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
-	list := strings.FieldsFunc(string(text), func(r rune) bool { return unicode.IsSpace(r) || r == ',' })
-	if len(list) == 0 {
-		return nil, nil
+	if len(text) > maxFile {
+		return "", fmt.Errorf("%s has more than %d bytes", path, maxFile)
 	}
-	all, err := addresses(strings.Join(list, ","))
+	return string(text), nil
+}
+
+// listIn is the list in a file that a flag names, empty when it has none.
+func listIn(name, path string, parse func([]string) ([]string, error)) ([]string, error) {
+	text, err := contentOf(path)
 	if err != nil {
-		return nil, fmt.Errorf("--server-file: %s: %w", path, err)
+		return nil, fmt.Errorf("--%s: %w", name, err)
+	}
+	all, err := parse(split(text))
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %s: %w", name, path, err)
 	}
 	return all, nil
 }
+
+func serversIn(path string) ([]string, error) { return listIn("server-file", path, addresses) }
+
+func gatewaysIn(path string) ([]string, error) { return listIn("gateway-file", path, urls) }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	o, err := parse(args, out)
@@ -201,9 +238,17 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if o.serverFile != "" {
 		servers = func() ([]string, error) { return serversIn(o.serverFile) }
 	}
+	gateways := func() ([]string, error) { return identity.Gateways, nil }
+	if o.gatewayFile != "" {
+		gateways = func() ([]string, error) { return gatewaysIn(o.gatewayFile) }
+	}
 	s := newScreen(out, errOut, len(devices) == 1, o.each)
+	authorities, err := authoritiesIn(identity.Authorities)
+	if err != nil {
+		return err
+	}
 	p, err := player.New(player.Config{
-		Dir: o.dir, Servers: servers, Devices: devices, Observer: s, Wall: time.Now, JournalLimit: player.DefaultJournalLimit,
+		Dir: o.dir, Servers: servers, Gateways: gateways, Authorities: authorities, Devices: devices, Observer: s, Wall: time.Now, JournalLimit: player.DefaultJournalLimit,
 		Spread: time.Duration(len(devices)-1) * connectEvery,
 	})
 	if err != nil {
@@ -219,6 +264,18 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	stop()
 	<-drawn
 	return err
+}
+
+// authoritiesIn are those of certificates as PEM; nil without any.
+func authoritiesIn(text string) (*x509.CertPool, error) {
+	if text == "" {
+		return nil, nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(text)) {
+		return nil, errors.New("--tls-ca: it has no certificate (PEM, -----BEGIN CERTIFICATE-----)")
+	}
+	return pool, nil
 }
 
 // connectEvery spreads the first connections of many displays: some 500 a second.
@@ -241,7 +298,7 @@ func identify(ctx context.Context, o options, errOut io.Writer) (player.Identity
 		return i, err
 	}
 	if o.server != "" {
-		if i.Servers, err = addresses(o.server); err != nil {
+		if i.Servers, err = addresses(split(o.server)); err != nil {
 			return i, usageError{fmt.Errorf("--server: %w", err)}
 		}
 	}
@@ -250,19 +307,33 @@ func identify(ctx context.Context, o options, errOut io.Writer) (player.Identity
 			return i, usageError{err}
 		}
 	}
-	if o.gateway != "" {
-		address, err := url.Parse(o.gateway)
-		if err != nil || address.Scheme != "http" && address.Scheme != "https" || address.Host == "" {
-			return i, usageError{fmt.Errorf("--gateway: %q is no URL; use for example https://marquee.example.com", o.gateway)}
+	if o.tlsCA != "" {
+		text, err := contentOf(o.tlsCA)
+		if err != nil {
+			return i, usageError{fmt.Errorf("--tls-ca: %w", err)}
 		}
-		i.Gateway = o.gateway
+		if _, err := authoritiesIn(text); err != nil {
+			return i, usageError{err}
+		}
+		i.Authorities = text
+	}
+	if o.gateway != "" {
+		if i.Gateways, err = urls(split(o.gateway)); err != nil {
+			return i, usageError{fmt.Errorf("--gateway: %w", err)}
+		}
+	}
+	reach := i.Gateways
+	if o.gatewayFile != "" {
+		if reach, err = gatewaysIn(o.gatewayFile); err != nil {
+			return i, usageError{err}
+		}
 	}
 	code := player.NormalClaimCode(o.claimCode)
 	claims := code != "" && code != i.ClaimCode
 	switch {
 	case len(i.Servers) == 0 && o.serverFile == "":
 		return i, usageError{fmt.Errorf("--server: is needed the first time: %s keeps none", o.dir)}
-	case claims && i.Gateway == "":
+	case claims && len(reach) == 0:
 		return i, usageError{errors.New("--gateway: is needed to trade the claim code")}
 	case !claims && o.credentials == "" && i.DeviceID == "":
 		return i, usageError{fmt.Errorf("--claim-code: is needed the first time: %s keeps no credentials", o.dir)}
@@ -274,7 +345,7 @@ func identify(ctx context.Context, o options, errOut io.Writer) (player.Identity
 	if !claims {
 		return i, nil
 	}
-	if i.Credentials, err = player.Claim(ctx, i.Gateway, code); err != nil {
+	if i.Credentials, err = player.Claim(ctx, reach, code); err != nil {
 		return i, err
 	}
 	i.ClaimCode = code

@@ -5,10 +5,13 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -61,6 +64,7 @@ type world struct {
 	plane          *device.Plane
 	db             *database.Database
 	address        string // where players connect, also while nothing is there
+	encryption     *tls.Config
 	gateway, media *httptest.Server
 
 	mu       sync.Mutex
@@ -101,7 +105,7 @@ func (w *world) serve(t *testing.T) (stop func()) {
 	port, err := net.Listen("tcp", w.address)
 	require.NoError(t, err)
 	w.address = port.Addr().String()
-	listener := mqtt.NewListener([]mqtt.Port{{Listener: port}}, nil, broker, mqtt.DefaultLimits(), mqtt.NewRefused(), hclog.NewNullLogger())
+	listener := mqtt.NewListener([]mqtt.Port{{Listener: port}}, w.encryption, broker, mqtt.DefaultLimits(), mqtt.NewRefused(), hclog.NewNullLogger())
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -309,7 +313,7 @@ func TestDisplay(t *testing.T) {
 	id, code := w.create(t, "1")
 	w.put(t, id, w.item("red", 300*time.Millisecond, false), w.item("blue", 200*time.Millisecond, true))
 	dir := filepath.Join(t.TempDir(), "player")
-	first := []string{"--dir", dir, "--server", "127.0.0.1:1," + w.address, "--gateway", w.gateway.URL, "--claim-code", strings.ToLower(code[:4] + "-" + code[4:])}
+	first := []string{"--dir", dir, "--server", "127.0.0.1:1," + w.address, "--gateway", "http://127.0.0.1:1," + w.gateway.URL, "--claim-code", strings.ToLower(code[:4] + "-" + code[4:])}
 
 	p := start(t, first...)
 	p.waitFor(t, "played blue")
@@ -409,9 +413,15 @@ func TestExitCodes(t *testing.T) {
 		"ErrTwoServers":    {exitUsage, "--server-file: it and --server exclude each other", []string{"--dir", dir + "/l", "--server", w.address, "--server-file", wrong}},
 		"ErrServerFile":    {exitUsage, `"dev_01ARZ3NDEKTSV4RRFFQ69G5FAV" is no address`, []string{"--dir", dir + "/m", "--server-file", onlyID}},
 		"ErrNoServerFile":  {exitUsage, "no such file", []string{"--dir", dir + "/n", "--server-file", dir + "/nothing"}},
+		"ErrScheme":        {exitUsage, `"ws://a:1" is no address; use host:port, for example displays.example.com:1883, or mqtts://host:port`, []string{"--dir", dir + "/o", "--server", "ws://a:1"}},
+		"ErrPath":          {exitUsage, `"mqtts://a:1/mqtt" is no address`, []string{"--dir", dir + "/p", "--server", "mqtts://a:1/mqtt"}},
+		"ErrNoTLSCA":       {exitUsage, "--tls-ca: open", []string{"--dir", dir + "/q", "--server", w.address, "--tls-ca", dir + "/nothing"}},
+		"ErrTLSCA":         {exitUsage, "--tls-ca: it has no certificate", []string{"--dir", dir + "/r", "--server", w.address, "--tls-ca", wrong}},
 		"ErrNoCode":        {exitUsage, "--claim-code: is needed", []string{"--dir", dir + "/c", "--server", w.address}},
 		"ErrNoGateway":     {exitUsage, "--gateway: is needed", []string{"--dir", dir + "/d", "--server", w.address, "--claim-code", "22222222"}},
 		"ErrGateway":       {exitUsage, "is no URL", []string{"--dir", dir + "/e", "--server", w.address, "--claim-code", "22222222", "--gateway", "localhost:8080"}},
+		"ErrTwoGateways":   {exitUsage, "--gateway-file: it and --gateway exclude each other", []string{"--dir", dir + "/s", "--server", w.address, "--gateway", "http://a", "--gateway-file", wrong}},
+		"ErrGatewayFile":   {exitUsage, `is no URL; use for example`, []string{"--dir", dir + "/t", "--server", w.address, "--gateway-file", onlyID}},
 		"ErrDevices":       {exitUsage, "needs --credentials", []string{"--dir", dir + "/f", "--devices", "2"}},
 		"ErrTooFewDevices": {exitUsage, "fewer than 2", []string{"--dir", dir + "/g", "--server", w.address, "--credentials", wrong, "--devices", "2"}},
 		"ErrTwice":         {exitUsage, "line 2: dev_01ARZ3NDEKTSV4RRFFQ69G5FAV is in line 1, too", []string{"--dir", dir + "/h", "--server", w.address, "--credentials", twice}},
@@ -546,6 +556,11 @@ func TestFleet(t *testing.T) {
 	require.Zero(t, w.online(t))
 	w.serve(t)
 	require.Eventually(t, online, patience, 20*time.Millisecond, "not all come back")
+	require.Eventually(t, func() bool {
+		var played int
+		require.NoError(t, w.db.Pool().QueryRow(t.Context(), "SELECT count(DISTINCT device_id) FROM plays").Scan(&played))
+		return played == devices
+	}, patience, 50*time.Millisecond, "not all play: one may have lost its server before it had a playlist")
 	require.Zero(t, p.signal(t, os.Interrupt))
 	require.Regexp(t, `200 displays: .* 0 refused, 0 replaced`, p.output())
 	// What a second was too short for is handed in by the next.
@@ -583,6 +598,75 @@ func TestFleet(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 1, "the same content is kept once")
 	t.Logf("%d plays of %d displays: %s", total, devices, p.output())
+}
+
+// TestHours: a display is off outside of its operating hours, also after a restart
+// without a network, and hears at once when they change.
+func TestHours(t *testing.T) {
+	w := newWorld(t)
+	stop := w.serve(t)
+	id, code := w.create(t, "1")
+	w.put(t, id, w.item("red", 200*time.Millisecond, false))
+	hours := func(all ...device.Opening) {
+		t.Helper()
+		found, err := w.Find(t.Context(), organisation, id)
+		require.NoError(t, err)
+		found.Settings.Hours = all
+		_, err = w.Update(t.Context(), organisation, id, found.Settings, 0)
+		require.NoError(t, err)
+	}
+	// Tomorrow, in UTC: however late it is, that is after now and within 30 hours.
+	midnight := time.Now().UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
+	tomorrow := device.Opening{Weekday: (int(midnight.Weekday())+6)%7 + 1, Open: 5, Close: 60}
+	hours(tomorrow)
+	off := "is off until " + midnight.Add(5*time.Minute).Local().Format("15:04")
+	if time.Until(midnight.Add(5*time.Minute)) >= 20*time.Hour {
+		off = "is off until " + midnight.Add(5*time.Minute).Local().Format("Mon 15:04")
+	}
+
+	dir := t.TempDir()
+	p := start(t, "--dir", dir, "--server", w.address, "--gateway", w.gateway.URL, "--claim-code", code)
+	p.waitFor(t, id+" "+off)
+	began := time.Now()
+	hours()
+	p.waitFor(t, "shows red")
+	t.Logf("it was on %s after its hours were changed", time.Since(began))
+	require.Less(t, time.Since(began), 3*time.Second)
+	p.waitFor(t, "played red")
+	hours(tomorrow)
+	require.Eventually(t, func() bool { return strings.Count(p.output(), off) == 2 }, patience, 10*time.Millisecond, "it is not off again")
+	require.Zero(t, p.signal(t, os.Interrupt))
+
+	stop()
+	p = start(t, "--dir", dir)
+	p.waitFor(t, id+" "+off)
+	require.Zero(t, p.signal(t, os.Interrupt))
+	require.NotContains(t, p.output(), "shows red")
+}
+
+// TestTLS: who signs the certificates of servers is kept, as the servers are.
+func TestTLS(t *testing.T) {
+	w := newWorld(t)
+	web := httptest.NewTLSServer(nil) // has a certificate
+	t.Cleanup(web.Close)
+	w.encryption = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: web.TLS.Certificates}
+	w.serve(t)
+	_, code := w.create(t, "1")
+	dir := filepath.Join(t.TempDir(), "state")
+	authority := filepath.Join(t.TempDir(), "authority.pem")
+	require.NoError(t, os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
+
+	server := "mqtts://" + w.address
+	p := start(t, "--dir", dir, "--server", server, "--gateway", w.gateway.URL, "--claim-code", code)
+	p.waitFor(t, "not connected to "+server+": its certificate is not trusted")
+	require.Zero(t, p.signal(t, os.Interrupt))
+	p = start(t, "--dir", dir, "--tls-ca", authority)
+	p.waitFor(t, ": connected to "+server)
+	require.Zero(t, p.signal(t, os.Interrupt))
+	require.NoError(t, os.Remove(authority))
+	p = start(t, "--dir", dir)
+	p.waitFor(t, ": connected to "+server)
+	require.Zero(t, p.signal(t, os.Interrupt))
 }
 
 // TestServerFile: players look up where servers are when they need one, and each of
@@ -633,7 +717,8 @@ func TestServerFile(t *testing.T) {
 	require.Regexp(t, `3 displays: .* 0 refused, 0 replaced`, p.output())
 }
 
-// TestNoFight: of two players with the same credentials one has the connection.
+// TestNoFight: of two players with the same credentials one has the connection, once
+// each of them has been replaced.
 func TestNoFight(t *testing.T) {
 	w := newWorld(t)
 	w.serve(t)
@@ -647,10 +732,115 @@ func TestNoFight(t *testing.T) {
 	one := start(t, "--dir", filepath.Join(dir, "one"), "--server", w.address, "--credentials", file)
 	one.waitFor(t, "connected to")
 	two := start(t, "--dir", filepath.Join(dir, "two"), "--server", w.address, "--credentials", file)
-	two.waitFor(t, "played red")
-	one.waitFor(t, "another player has its credentials")
+	one.waitFor(t, "the device connected again")
+	// It comes back, and so does the other: then it rests.
+	two.waitFor(t, "the device connected again")
+	rests := regexp.MustCompile(`another player has its credentials: [^;]*; the next attempt is in 1\dm`)
+	require.Eventually(t, func() bool { return rests.MatchString(one.output()) }, patience, 10*time.Millisecond, "it does not rest")
 	one.waitFor(t, "played red")
-	require.NotContains(t, two.output(), "not connected")
+	two.waitFor(t, "played red")
+	require.Equal(t, 1, strings.Count(two.output(), "not connected"), "the other is left alone")
 	require.Zero(t, one.signal(t, os.Interrupt))
 	require.Zero(t, two.signal(t, os.Interrupt))
+}
+
+// TestReplacedOnce: a display that alone has its credentials is back soon after a
+// connection that nobody uses took its place, as one does that a server let in late.
+func TestReplacedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.serve(t)
+	id, code := w.create(t, "1")
+	c, err := w.Claim(t.Context(), code, "")
+	require.NoError(t, err)
+	w.put(t, id, w.item("red", 100*time.Millisecond, false))
+	file := filepath.Join(t.TempDir(), "credentials")
+	require.NoError(t, os.WriteFile(file, []byte(c.DeviceID+" "+c.Secret), 0o600))
+	p := start(t, "--dir", filepath.Join(t.TempDir(), "state"), "--server", w.address, "--credentials", file)
+	p.waitFor(t, "connected to "+w.address)
+	late, err := net.Dial("tcp", w.address)
+	require.NoError(t, err)
+	defer late.Close()
+	// MQTT 3.1.1: a clean session, a user name and a password.
+	body := append([]byte("\x00\x04MQTT\x04\xc2\x00\x3c\x00\x00"), 0, byte(len(c.DeviceID)))
+	body = append(append(body, c.DeviceID...), 0, byte(len(c.Secret)))
+	body = append(body, c.Secret...)
+	require.Less(t, len(body), 128)
+	_, err = late.Write(append([]byte{0x10, byte(len(body))}, body...))
+	require.NoError(t, err)
+	began := time.Now()
+	p.waitFor(t, "the device connected again")
+	require.Eventually(t, func() bool { return strings.Count(p.output(), ": connected to "+w.address) == 2 }, patience, 10*time.Millisecond, "it does not come back")
+	t.Logf("it was back %s after it was replaced", time.Since(began))
+	require.Zero(t, p.signal(t, os.Interrupt))
+}
+
+// TestAnsweredLate has a way to the server that holds the first attempt to connect
+// back until the player has given it up and is connected, and then lets it through,
+// twice: each time the player is back soon.
+func TestAnsweredLate(t *testing.T) {
+	w := newWorld(t)
+	w.serve(t)
+	id, code := w.create(t, "1")
+	c, err := w.Claim(t.Context(), code, "")
+	require.NoError(t, err)
+	w.put(t, id, w.item("red", 100*time.Millisecond, false))
+	file := filepath.Join(t.TempDir(), "credentials")
+	require.NoError(t, os.WriteFile(file, []byte(c.DeviceID+" "+c.Secret), 0o600))
+	way, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	held := make(chan []byte, 1)
+	var all sync.WaitGroup
+	t.Cleanup(all.Wait)
+	t.Cleanup(func() { way.Close() })
+	all.Go(func() {
+		for first := true; ; first = false {
+			from, err := way.Accept()
+			if err != nil {
+				return
+			}
+			if first {
+				all.Go(func() {
+					defer from.Close()
+					attempt, _ := io.ReadAll(from) // until the player gives up
+					held <- attempt
+				})
+				continue
+			}
+			to, err := net.Dial("tcp", w.address)
+			if err != nil {
+				from.Close()
+				return
+			}
+			all.Go(func() {
+				_, _ = io.Copy(to, from) // one of both closes it
+				to.Close()
+			})
+			all.Go(func() {
+				_, _ = io.Copy(from, to)
+				from.Close()
+			})
+		}
+	})
+	p := start(t, "--dir", filepath.Join(t.TempDir(), "state"), "--server", way.Addr().String(), "--credentials", file)
+	connected := func() int { return strings.Count(p.output(), ": connected to ") }
+	var attempt []byte
+	select {
+	case attempt = <-held:
+	case <-time.After(2 * patience):
+		t.Fatal("the player does not give up")
+	}
+	require.Contains(t, string(attempt), id)
+	require.Eventually(t, func() bool { return connected() == 1 }, patience, 10*time.Millisecond, "it does not try again")
+	for n := range 2 {
+		late, err := net.Dial("tcp", w.address)
+		require.NoError(t, err)
+		_, err = late.Write(attempt)
+		require.NoError(t, err)
+		began := time.Now()
+		require.Eventually(t, func() bool { return connected() == n+2 }, patience, 10*time.Millisecond, "it does not come back")
+		t.Logf("it was back %s after an old attempt came through", time.Since(began))
+		require.NoError(t, late.Close())
+	}
+	require.NotContains(t, p.output(), "twice within")
+	require.Zero(t, p.signal(t, os.Interrupt))
 }

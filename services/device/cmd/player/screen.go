@@ -57,7 +57,11 @@ func (s *screen) Shows(d *player.Display, item *player.Item) {
 	switch {
 	case !s.each:
 	case item == nil:
-		s.line(s.out, "%s shows nothing", d.DeviceID())
+		now, verb := d.Status(), "shows"
+		if now.Off {
+			verb = "is"
+		}
+		s.line(s.out, "%s %s %s", d.DeviceID(), verb, nothing(now, time.Now()))
 	default:
 		s.line(s.out, "%s shows %s for %s", d.DeviceID(), item.CreativeID, item.Duration())
 	}
@@ -119,24 +123,41 @@ func (s *screen) draw(displays []*player.Display) {
 	}
 	var sum player.Status
 	connections := make(map[player.Connection]int)
-	showing := 0
+	showing, off := 0, 0
 	for _, d := range displays {
 		now := d.Status()
 		connections[now.Connection]++
 		if now.Item != nil {
 			showing++
+		} else if now.Off {
+			off++
 		}
 		sum.Plays, sum.Unsent, sum.Held = sum.Plays+now.Plays, sum.Unsent+now.Unsent, sum.Held+now.Held
 		sum.Dropped, sum.Rejected = sum.Dropped+now.Dropped, sum.Rejected+now.Rejected
 	}
-	s.line(s.out, "%d displays: %d connected, %d refused, %d replaced, %d showing; %d plays, %d unsent, %d held, %d rejected, %d LOST",
-		len(displays), connections[player.Connected], connections[player.Refused], connections[player.Replaced], showing,
+	s.line(s.out, "%d displays: %d connected, %d refused, %d replaced, %d showing, %d off; %d plays, %d unsent, %d held, %d rejected, %d LOST",
+		len(displays), connections[player.Connected], connections[player.Refused], connections[player.Replaced], showing, off,
 		sum.Plays, sum.Unsent, sum.Held, sum.Rejected, sum.Dropped)
+}
+
+// nothing is what a display is that shows nothing, in times of this machine's zone.
+func nothing(s player.Status, now time.Time) string {
+	const soon = 20 * time.Hour // when the time of day is enough
+	switch {
+	case !s.Off:
+		return "nothing"
+	case s.Until.IsZero():
+		return "off"
+	case s.Until.Sub(now) < soon:
+		return "off until " + s.Until.Local().Format("15:04")
+	default:
+		return "off until " + s.Until.Local().Format("Mon 15:04")
+	}
 }
 
 // statusLine is what a display does at a moment.
 func statusLine(id string, s player.Status, now time.Time) string {
-	shows := "nothing"
+	shows := nothing(s, now)
 	if s.Item != nil {
 		shows = fmt.Sprintf("%s %ds", s.Item.CreativeID, int(max(0, s.Until.Sub(now)).Round(time.Second)/time.Second))
 	}

@@ -60,6 +60,35 @@ WHERE d.organisation_id = @organisation_id AND d.delete_time IS NULL
 ORDER BY d.device_id DESC
 LIMIT @at_most;
 
+-- name: SearchDevices :many
+-- Of all organisations. West is greater than east for what lies across the 180th
+-- meridian.
+SELECT sqlc.embed(d),
+    coalesce(p.disconnect_time IS NULL AND i.seen_time > now() - interval '5 seconds', false)::boolean AS online,
+    p.connect_time, p.disconnect_time, i.seen_time
+FROM devices AS d
+LEFT JOIN presence AS p ON p.device_id = d.device_id
+LEFT JOIN instances AS i ON i.instance_id = p.instance_id
+WHERE d.delete_time IS NULL
+    AND (@before::text = '' OR d.device_id < @before::text)
+    AND (coalesce(cardinality(@device_ids::text[]), 0) = 0 OR d.device_id = ANY(@device_ids::text[]))
+    AND (@organisation_id::text = '' OR d.organisation_id = @organisation_id::text)
+    AND (@state::text = ''
+        OR @state::text = 'CLAIMED' AND d.secret_hash IS NOT NULL
+        OR @state::text = 'REVOKED' AND d.revoke_time IS NOT NULL
+        OR @state::text = 'UNCLAIMED' AND d.secret_hash IS NULL AND d.revoke_time IS NULL)
+    AND (@anywhere::boolean
+        OR d.latitude BETWEEN @south::double precision AND @north::double precision
+            AND CASE WHEN @west::double precision <= @east::double precision
+                THEN d.longitude BETWEEN @west::double precision AND @east::double precision
+                ELSE d.longitude >= @west::double precision OR d.longitude <= @east::double precision END)
+    AND (coalesce(cardinality(@venue_types::text[]), 0) = 0 OR EXISTS (
+        SELECT FROM (SELECT unnest(@venue_types::text[]) AS venue_type) AS v
+        WHERE d.venue_type = v.venue_type OR starts_with(d.venue_type, v.venue_type || '.')))
+    AND d.width_px >= @min_width_px::integer AND d.height_px >= @min_height_px::integer
+ORDER BY d.device_id DESC
+LIMIT @at_most;
+
 -- name: LockDevice :one
 -- Until the transaction ends; deleted ones, too.
 SELECT sqlc.embed(d) FROM devices AS d

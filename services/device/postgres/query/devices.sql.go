@@ -382,6 +382,121 @@ func (q *Queries) RevokeSecret(ctx context.Context, arg RevokeSecretParams) erro
 	return err
 }
 
+const searchDevices = `-- name: SearchDevices :many
+SELECT d.device_id, d.organisation_id, d.name, d.latitude, d.longitude, d.address, d.venue_type, d.width_px, d.height_px, d.loop_seconds, d.slot_seconds, d.price_minor, d.currency, d.time_zone, d.hours, d.revision, d.create_time, d.update_time, d.claim_time, d.revoke_time, d.delete_time, d.secret_hash,
+    coalesce(p.disconnect_time IS NULL AND i.seen_time > now() - interval '5 seconds', false)::boolean AS online,
+    p.connect_time, p.disconnect_time, i.seen_time
+FROM devices AS d
+LEFT JOIN presence AS p ON p.device_id = d.device_id
+LEFT JOIN instances AS i ON i.instance_id = p.instance_id
+WHERE d.delete_time IS NULL
+    AND ($1::text = '' OR d.device_id < $1::text)
+    AND (coalesce(cardinality($2::text[]), 0) = 0 OR d.device_id = ANY($2::text[]))
+    AND ($3::text = '' OR d.organisation_id = $3::text)
+    AND ($4::text = ''
+        OR $4::text = 'CLAIMED' AND d.secret_hash IS NOT NULL
+        OR $4::text = 'REVOKED' AND d.revoke_time IS NOT NULL
+        OR $4::text = 'UNCLAIMED' AND d.secret_hash IS NULL AND d.revoke_time IS NULL)
+    AND ($5::boolean
+        OR d.latitude BETWEEN $6::double precision AND $7::double precision
+            AND CASE WHEN $8::double precision <= $9::double precision
+                THEN d.longitude BETWEEN $8::double precision AND $9::double precision
+                ELSE d.longitude >= $8::double precision OR d.longitude <= $9::double precision END)
+    AND (coalesce(cardinality($10::text[]), 0) = 0 OR EXISTS (
+        SELECT FROM (SELECT unnest($10::text[]) AS venue_type) AS v
+        WHERE d.venue_type = v.venue_type OR starts_with(d.venue_type, v.venue_type || '.')))
+    AND d.width_px >= $11::integer AND d.height_px >= $12::integer
+ORDER BY d.device_id DESC
+LIMIT $13
+`
+
+type SearchDevicesParams struct {
+	Before         string
+	DeviceIds      []string
+	OrganisationID string
+	State          string
+	Anywhere       bool
+	South          float64
+	North          float64
+	West           float64
+	East           float64
+	VenueTypes     []string
+	MinWidthPx     int32
+	MinHeightPx    int32
+	AtMost         int32
+}
+
+type SearchDevicesRow struct {
+	Device         Device
+	Online         bool
+	ConnectTime    *time.Time
+	DisconnectTime *time.Time
+	SeenTime       *time.Time
+}
+
+// Of all organisations. West is greater than east for what lies across the 180th
+// meridian.
+func (q *Queries) SearchDevices(ctx context.Context, arg SearchDevicesParams) ([]SearchDevicesRow, error) {
+	rows, err := q.db.Query(ctx, searchDevices,
+		arg.Before,
+		arg.DeviceIds,
+		arg.OrganisationID,
+		arg.State,
+		arg.Anywhere,
+		arg.South,
+		arg.North,
+		arg.West,
+		arg.East,
+		arg.VenueTypes,
+		arg.MinWidthPx,
+		arg.MinHeightPx,
+		arg.AtMost,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SearchDevicesRow
+	for rows.Next() {
+		var i SearchDevicesRow
+		if err := rows.Scan(
+			&i.Device.DeviceID,
+			&i.Device.OrganisationID,
+			&i.Device.Name,
+			&i.Device.Latitude,
+			&i.Device.Longitude,
+			&i.Device.Address,
+			&i.Device.VenueType,
+			&i.Device.WidthPx,
+			&i.Device.HeightPx,
+			&i.Device.LoopSeconds,
+			&i.Device.SlotSeconds,
+			&i.Device.PriceMinor,
+			&i.Device.Currency,
+			&i.Device.TimeZone,
+			&i.Device.Hours,
+			&i.Device.Revision,
+			&i.Device.CreateTime,
+			&i.Device.UpdateTime,
+			&i.Device.ClaimTime,
+			&i.Device.RevokeTime,
+			&i.Device.DeleteTime,
+			&i.Device.SecretHash,
+			&i.Online,
+			&i.ConnectTime,
+			&i.DisconnectTime,
+			&i.SeenTime,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const secretsOf = `-- name: SecretsOf :many
 SELECT device_id, secret_hash FROM devices
 WHERE device_id = ANY($1::text[]) AND secret_hash IS NOT NULL

@@ -10,6 +10,39 @@ import (
 	"time"
 )
 
+const editions = `-- name: Editions :many
+SELECT p.device_id, p.version, d.revision
+FROM playlists AS p
+JOIN devices AS d ON d.device_id = p.device_id
+WHERE p.device_id = ANY($1::text[])
+`
+
+type EditionsRow struct {
+	DeviceID string
+	Version  int64
+	Revision int64
+}
+
+func (q *Queries) Editions(ctx context.Context, deviceIds []string) ([]EditionsRow, error) {
+	rows, err := q.db.Query(ctx, editions, deviceIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []EditionsRow
+	for rows.Next() {
+		var i EditionsRow
+		if err := rows.Scan(&i.DeviceID, &i.Version, &i.Revision); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const playlist = `-- name: Playlist :one
 SELECT version, items, update_time FROM playlists WHERE device_id = $1
 `
@@ -46,6 +79,51 @@ func (q *Queries) PlaylistVersions(ctx context.Context, deviceIds []string) ([]P
 	for rows.Next() {
 		var i PlaylistVersionsRow
 		if err := rows.Scan(&i.DeviceID, &i.Version); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const programmes = `-- name: Programmes :many
+SELECT p.device_id, p.version, p.items, p.update_time, d.revision, d.time_zone, d.hours
+FROM playlists AS p
+JOIN devices AS d ON d.device_id = p.device_id
+WHERE p.device_id = ANY($1::text[])
+`
+
+type ProgrammesRow struct {
+	DeviceID   string
+	Version    int64
+	Items      []byte
+	UpdateTime time.Time
+	Revision   int64
+	TimeZone   string
+	Hours      []byte
+}
+
+func (q *Queries) Programmes(ctx context.Context, deviceIds []string) ([]ProgrammesRow, error) {
+	rows, err := q.db.Query(ctx, programmes, deviceIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ProgrammesRow
+	for rows.Next() {
+		var i ProgrammesRow
+		if err := rows.Scan(
+			&i.DeviceID,
+			&i.Version,
+			&i.Items,
+			&i.UpdateTime,
+			&i.Revision,
+			&i.TimeZone,
+			&i.Hours,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -1164,6 +1164,248 @@ func (x *ListDevicesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Area is between two parallels and two meridians, in degrees, WGS 84. One whose
+// west is greater than its east lies across the 180th meridian.
+type Area struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	South float64                `protobuf:"fixed64,1,opt,name=south,proto3" json:"south,omitempty"`
+	West  float64                `protobuf:"fixed64,2,opt,name=west,proto3" json:"west,omitempty"`
+	// Not less than south.
+	North         float64 `protobuf:"fixed64,3,opt,name=north,proto3" json:"north,omitempty"`
+	East          float64 `protobuf:"fixed64,4,opt,name=east,proto3" json:"east,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Area) Reset() {
+	*x = Area{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Area) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Area) ProtoMessage() {}
+
+func (x *Area) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Area.ProtoReflect.Descriptor instead.
+func (*Area) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Area) GetSouth() float64 {
+	if x != nil {
+		return x.South
+	}
+	return 0
+}
+
+func (x *Area) GetWest() float64 {
+	if x != nil {
+		return x.West
+	}
+	return 0
+}
+
+func (x *Area) GetNorth() float64 {
+	if x != nil {
+		return x.North
+	}
+	return 0
+}
+
+func (x *Area) GetEast() float64 {
+	if x != nil {
+		return x.East
+	}
+	return 0
+}
+
+type SearchDevicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only these; those that do not exist, or were deleted, are left out.
+	DeviceIds []string `protobuf:"bytes,3,rep,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"`
+	// Only this organisation's.
+	OrganisationId string `protobuf:"bytes,4,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
+	// Only devices in this state: a player can play on those that are claimed.
+	State DeviceState `protobuf:"varint,5,opt,name=state,proto3,enum=marquee.device.v1.DeviceState" json:"state,omitempty"`
+	// Only devices that stand in this area.
+	Area *Area `protobuf:"bytes,6,opt,name=area,proto3" json:"area,omitempty"`
+	// Only devices of one of these venue types, or below it: "transit" has
+	// "transit.airports.gates".
+	VenueTypes []string `protobuf:"bytes,7,rep,name=venue_types,json=venueTypes,proto3" json:"venue_types,omitempty"`
+	// Only devices with a screen of at least so many pixels across.
+	MinWidthPx int32 `protobuf:"varint,8,opt,name=min_width_px,json=minWidthPx,proto3" json:"min_width_px,omitempty"`
+	// The same from top to bottom.
+	MinHeightPx   int32 `protobuf:"varint,9,opt,name=min_height_px,json=minHeightPx,proto3" json:"min_height_px,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchDevicesRequest) Reset() {
+	*x = SearchDevicesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchDevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchDevicesRequest) ProtoMessage() {}
+
+func (x *SearchDevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchDevicesRequest.ProtoReflect.Descriptor instead.
+func (*SearchDevicesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SearchDevicesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *SearchDevicesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *SearchDevicesRequest) GetDeviceIds() []string {
+	if x != nil {
+		return x.DeviceIds
+	}
+	return nil
+}
+
+func (x *SearchDevicesRequest) GetOrganisationId() string {
+	if x != nil {
+		return x.OrganisationId
+	}
+	return ""
+}
+
+func (x *SearchDevicesRequest) GetState() DeviceState {
+	if x != nil {
+		return x.State
+	}
+	return DeviceState_DEVICE_STATE_UNSPECIFIED
+}
+
+func (x *SearchDevicesRequest) GetArea() *Area {
+	if x != nil {
+		return x.Area
+	}
+	return nil
+}
+
+func (x *SearchDevicesRequest) GetVenueTypes() []string {
+	if x != nil {
+		return x.VenueTypes
+	}
+	return nil
+}
+
+func (x *SearchDevicesRequest) GetMinWidthPx() int32 {
+	if x != nil {
+		return x.MinWidthPx
+	}
+	return 0
+}
+
+func (x *SearchDevicesRequest) GetMinHeightPx() int32 {
+	if x != nil {
+		return x.MinHeightPx
+	}
+	return 0
+}
+
+type SearchDevicesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Devices []*Device              `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchDevicesResponse) Reset() {
+	*x = SearchDevicesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchDevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchDevicesResponse) ProtoMessage() {}
+
+func (x *SearchDevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchDevicesResponse.ProtoReflect.Descriptor instead.
+func (*SearchDevicesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SearchDevicesResponse) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *SearchDevicesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type UpdateDeviceRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
@@ -1177,7 +1419,7 @@ type UpdateDeviceRequest struct {
 
 func (x *UpdateDeviceRequest) Reset() {
 	*x = UpdateDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[13]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1431,7 @@ func (x *UpdateDeviceRequest) String() string {
 func (*UpdateDeviceRequest) ProtoMessage() {}
 
 func (x *UpdateDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[13]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1444,7 @@ func (x *UpdateDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateDeviceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{13}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateDeviceRequest) GetOrganisationId() string {
@@ -1242,7 +1484,7 @@ type UpdateDeviceResponse struct {
 
 func (x *UpdateDeviceResponse) Reset() {
 	*x = UpdateDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[14]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1496,7 @@ func (x *UpdateDeviceResponse) String() string {
 func (*UpdateDeviceResponse) ProtoMessage() {}
 
 func (x *UpdateDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[14]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1509,7 @@ func (x *UpdateDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateDeviceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{14}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateDeviceResponse) GetDevice() *Device {
@@ -1287,7 +1529,7 @@ type DeleteDeviceRequest struct {
 
 func (x *DeleteDeviceRequest) Reset() {
 	*x = DeleteDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[15]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1541,7 @@ func (x *DeleteDeviceRequest) String() string {
 func (*DeleteDeviceRequest) ProtoMessage() {}
 
 func (x *DeleteDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[15]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1554,7 @@ func (x *DeleteDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{15}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteDeviceRequest) GetOrganisationId() string {
@@ -1337,7 +1579,7 @@ type DeleteDeviceResponse struct {
 
 func (x *DeleteDeviceResponse) Reset() {
 	*x = DeleteDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1591,7 @@ func (x *DeleteDeviceResponse) String() string {
 func (*DeleteDeviceResponse) ProtoMessage() {}
 
 func (x *DeleteDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1604,7 @@ func (x *DeleteDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeviceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{16}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{19}
 }
 
 type CreateClaimCodeRequest struct {
@@ -1375,7 +1617,7 @@ type CreateClaimCodeRequest struct {
 
 func (x *CreateClaimCodeRequest) Reset() {
 	*x = CreateClaimCodeRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1629,7 @@ func (x *CreateClaimCodeRequest) String() string {
 func (*CreateClaimCodeRequest) ProtoMessage() {}
 
 func (x *CreateClaimCodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1642,7 @@ func (x *CreateClaimCodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimCodeRequest.ProtoReflect.Descriptor instead.
 func (*CreateClaimCodeRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{17}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateClaimCodeRequest) GetOrganisationId() string {
@@ -1428,7 +1670,7 @@ type CreateClaimCodeResponse struct {
 
 func (x *CreateClaimCodeResponse) Reset() {
 	*x = CreateClaimCodeResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1682,7 @@ func (x *CreateClaimCodeResponse) String() string {
 func (*CreateClaimCodeResponse) ProtoMessage() {}
 
 func (x *CreateClaimCodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1695,7 @@ func (x *CreateClaimCodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimCodeResponse.ProtoReflect.Descriptor instead.
 func (*CreateClaimCodeResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{18}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateClaimCodeResponse) GetClaimCode() string {
@@ -1481,7 +1723,7 @@ type ClaimDeviceRequest struct {
 
 func (x *ClaimDeviceRequest) Reset() {
 	*x = ClaimDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1735,7 @@ func (x *ClaimDeviceRequest) String() string {
 func (*ClaimDeviceRequest) ProtoMessage() {}
 
 func (x *ClaimDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1748,7 @@ func (x *ClaimDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ClaimDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{19}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClaimDeviceRequest) GetClaimCode() string {
@@ -1529,7 +1771,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1783,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1796,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{20}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Credentials) GetDeviceId() string {
@@ -1580,7 +1822,7 @@ type ClaimDeviceResponse struct {
 
 func (x *ClaimDeviceResponse) Reset() {
 	*x = ClaimDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1834,7 @@ func (x *ClaimDeviceResponse) String() string {
 func (*ClaimDeviceResponse) ProtoMessage() {}
 
 func (x *ClaimDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1847,7 @@ func (x *ClaimDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ClaimDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{21}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ClaimDeviceResponse) GetCredentials() *Credentials {
@@ -1625,7 +1867,7 @@ type RotateCredentialsRequest struct {
 
 func (x *RotateCredentialsRequest) Reset() {
 	*x = RotateCredentialsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1879,7 @@ func (x *RotateCredentialsRequest) String() string {
 func (*RotateCredentialsRequest) ProtoMessage() {}
 
 func (x *RotateCredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1892,7 @@ func (x *RotateCredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCredentialsRequest.ProtoReflect.Descriptor instead.
 func (*RotateCredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{22}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RotateCredentialsRequest) GetOrganisationId() string {
@@ -1676,7 +1918,7 @@ type RotateCredentialsResponse struct {
 
 func (x *RotateCredentialsResponse) Reset() {
 	*x = RotateCredentialsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1930,7 @@ func (x *RotateCredentialsResponse) String() string {
 func (*RotateCredentialsResponse) ProtoMessage() {}
 
 func (x *RotateCredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1943,7 @@ func (x *RotateCredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCredentialsResponse.ProtoReflect.Descriptor instead.
 func (*RotateCredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{23}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateCredentialsResponse) GetCredentials() *Credentials {
@@ -1721,7 +1963,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1975,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1988,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{24}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeDeviceRequest) GetOrganisationId() string {
@@ -1771,7 +2013,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +2025,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +2038,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{25}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{28}
 }
 
 // PlaylistItem is one thing to show.
@@ -1804,7 +2046,8 @@ type PlaylistItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the creative in plays.
 	CreativeId string `protobuf:"bytes,1,opt,name=creative_id,json=creativeId,proto3" json:"creative_id,omitempty"`
-	// Where players fetch it.
+	// Where players fetch it: a URL, or the path /v1/media/<sha256> of what was
+	// uploaded here, which they find at every gateway.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// SHA-256 of what is there, 64 hex digits: players check it and keep it by it.
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
@@ -1818,7 +2061,7 @@ type PlaylistItem struct {
 
 func (x *PlaylistItem) Reset() {
 	*x = PlaylistItem{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +2073,7 @@ func (x *PlaylistItem) String() string {
 func (*PlaylistItem) ProtoMessage() {}
 
 func (x *PlaylistItem) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +2086,7 @@ func (x *PlaylistItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaylistItem.ProtoReflect.Descriptor instead.
 func (*PlaylistItem) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{26}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PlaylistItem) GetCreativeId() string {
@@ -1895,7 +2138,7 @@ type Playlist struct {
 
 func (x *Playlist) Reset() {
 	*x = Playlist{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2150,7 @@ func (x *Playlist) String() string {
 func (*Playlist) ProtoMessage() {}
 
 func (x *Playlist) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2163,7 @@ func (x *Playlist) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Playlist.ProtoReflect.Descriptor instead.
 func (*Playlist) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{27}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Playlist) GetVersion() int64 {
@@ -1955,7 +2198,7 @@ type PutDefaultPlaylistRequest struct {
 
 func (x *PutDefaultPlaylistRequest) Reset() {
 	*x = PutDefaultPlaylistRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2210,7 @@ func (x *PutDefaultPlaylistRequest) String() string {
 func (*PutDefaultPlaylistRequest) ProtoMessage() {}
 
 func (x *PutDefaultPlaylistRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2223,7 @@ func (x *PutDefaultPlaylistRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDefaultPlaylistRequest.ProtoReflect.Descriptor instead.
 func (*PutDefaultPlaylistRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{28}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PutDefaultPlaylistRequest) GetOrganisationId() string {
@@ -2013,7 +2256,7 @@ type PutDefaultPlaylistResponse struct {
 
 func (x *PutDefaultPlaylistResponse) Reset() {
 	*x = PutDefaultPlaylistResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2268,7 @@ func (x *PutDefaultPlaylistResponse) String() string {
 func (*PutDefaultPlaylistResponse) ProtoMessage() {}
 
 func (x *PutDefaultPlaylistResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2281,7 @@ func (x *PutDefaultPlaylistResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDefaultPlaylistResponse.ProtoReflect.Descriptor instead.
 func (*PutDefaultPlaylistResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{29}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PutDefaultPlaylistResponse) GetPlaylist() *Playlist {
@@ -2058,7 +2301,7 @@ type GetPlaylistRequest struct {
 
 func (x *GetPlaylistRequest) Reset() {
 	*x = GetPlaylistRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2313,7 @@ func (x *GetPlaylistRequest) String() string {
 func (*GetPlaylistRequest) ProtoMessage() {}
 
 func (x *GetPlaylistRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2326,7 @@ func (x *GetPlaylistRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPlaylistRequest.ProtoReflect.Descriptor instead.
 func (*GetPlaylistRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{30}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetPlaylistRequest) GetOrganisationId() string {
@@ -2109,7 +2352,7 @@ type GetPlaylistResponse struct {
 
 func (x *GetPlaylistResponse) Reset() {
 	*x = GetPlaylistResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2364,7 @@ func (x *GetPlaylistResponse) String() string {
 func (*GetPlaylistResponse) ProtoMessage() {}
 
 func (x *GetPlaylistResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2377,7 @@ func (x *GetPlaylistResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPlaylistResponse.ProtoReflect.Descriptor instead.
 func (*GetPlaylistResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{31}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetPlaylistResponse) GetPlaylist() *Playlist {
@@ -2162,7 +2405,7 @@ type ListPlaysRequest struct {
 
 func (x *ListPlaysRequest) Reset() {
 	*x = ListPlaysRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2417,7 @@ func (x *ListPlaysRequest) String() string {
 func (*ListPlaysRequest) ProtoMessage() {}
 
 func (x *ListPlaysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2430,7 @@ func (x *ListPlaysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPlaysRequest.ProtoReflect.Descriptor instead.
 func (*ListPlaysRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{32}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListPlaysRequest) GetOrganisationId() string {
@@ -2250,7 +2493,7 @@ type HourOfPlays struct {
 
 func (x *HourOfPlays) Reset() {
 	*x = HourOfPlays{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2505,7 @@ func (x *HourOfPlays) String() string {
 func (*HourOfPlays) ProtoMessage() {}
 
 func (x *HourOfPlays) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2518,7 @@ func (x *HourOfPlays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HourOfPlays.ProtoReflect.Descriptor instead.
 func (*HourOfPlays) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{33}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HourOfPlays) GetHourTime() *timestamppb.Timestamp {
@@ -2324,7 +2567,7 @@ type ListPlaysResponse struct {
 
 func (x *ListPlaysResponse) Reset() {
 	*x = ListPlaysResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2579,7 @@ func (x *ListPlaysResponse) String() string {
 func (*ListPlaysResponse) ProtoMessage() {}
 
 func (x *ListPlaysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2592,7 @@ func (x *ListPlaysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPlaysResponse.ProtoReflect.Descriptor instead.
 func (*ListPlaysResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{34}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListPlaysResponse) GetHours() []*HourOfPlays {
@@ -2384,7 +2627,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2639,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2652,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{35}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Group) GetGroupId() string {
@@ -2468,7 +2711,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2723,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2736,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{36}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateGroupRequest) GetOrganisationId() string {
@@ -2526,7 +2769,7 @@ type CreateGroupResponse struct {
 
 func (x *CreateGroupResponse) Reset() {
 	*x = CreateGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2781,7 @@ func (x *CreateGroupResponse) String() string {
 func (*CreateGroupResponse) ProtoMessage() {}
 
 func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +2794,7 @@ func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
 func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{37}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateGroupResponse) GetGroup() *Group {
@@ -2571,7 +2814,7 @@ type GetGroupRequest struct {
 
 func (x *GetGroupRequest) Reset() {
 	*x = GetGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2826,7 @@ func (x *GetGroupRequest) String() string {
 func (*GetGroupRequest) ProtoMessage() {}
 
 func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2839,7 @@ func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{38}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetGroupRequest) GetOrganisationId() string {
@@ -2622,7 +2865,7 @@ type GetGroupResponse struct {
 
 func (x *GetGroupResponse) Reset() {
 	*x = GetGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2877,7 @@ func (x *GetGroupResponse) String() string {
 func (*GetGroupResponse) ProtoMessage() {}
 
 func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2890,7 @@ func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{39}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetGroupResponse) GetGroup() *Group {
@@ -2670,7 +2913,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2925,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2938,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{40}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListGroupsRequest) GetOrganisationId() string {
@@ -2730,7 +2973,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2985,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2998,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{41}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -2784,7 +3027,7 @@ type UpdateGroupRequest struct {
 
 func (x *UpdateGroupRequest) Reset() {
 	*x = UpdateGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3039,7 @@ func (x *UpdateGroupRequest) String() string {
 func (*UpdateGroupRequest) ProtoMessage() {}
 
 func (x *UpdateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3052,7 @@ func (x *UpdateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateGroupRequest.ProtoReflect.Descriptor instead.
 func (*UpdateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{42}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UpdateGroupRequest) GetOrganisationId() string {
@@ -2842,7 +3085,7 @@ type UpdateGroupResponse struct {
 
 func (x *UpdateGroupResponse) Reset() {
 	*x = UpdateGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3097,7 @@ func (x *UpdateGroupResponse) String() string {
 func (*UpdateGroupResponse) ProtoMessage() {}
 
 func (x *UpdateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3110,7 @@ func (x *UpdateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateGroupResponse.ProtoReflect.Descriptor instead.
 func (*UpdateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{43}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UpdateGroupResponse) GetGroup() *Group {
@@ -2887,7 +3130,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3142,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3155,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{44}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteGroupRequest) GetOrganisationId() string {
@@ -2937,7 +3180,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3192,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3205,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{45}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{48}
 }
 
 type AddGroupDevicesRequest struct {
@@ -2977,7 +3220,7 @@ type AddGroupDevicesRequest struct {
 
 func (x *AddGroupDevicesRequest) Reset() {
 	*x = AddGroupDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3232,7 @@ func (x *AddGroupDevicesRequest) String() string {
 func (*AddGroupDevicesRequest) ProtoMessage() {}
 
 func (x *AddGroupDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3245,7 @@ func (x *AddGroupDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupDevicesRequest.ProtoReflect.Descriptor instead.
 func (*AddGroupDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{46}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AddGroupDevicesRequest) GetOrganisationId() string {
@@ -3035,7 +3278,7 @@ type AddGroupDevicesResponse struct {
 
 func (x *AddGroupDevicesResponse) Reset() {
 	*x = AddGroupDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3290,7 @@ func (x *AddGroupDevicesResponse) String() string {
 func (*AddGroupDevicesResponse) ProtoMessage() {}
 
 func (x *AddGroupDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3303,7 @@ func (x *AddGroupDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupDevicesResponse.ProtoReflect.Descriptor instead.
 func (*AddGroupDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{47}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AddGroupDevicesResponse) GetGroup() *Group {
@@ -3082,7 +3325,7 @@ type RemoveGroupDevicesRequest struct {
 
 func (x *RemoveGroupDevicesRequest) Reset() {
 	*x = RemoveGroupDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3094,7 +3337,7 @@ func (x *RemoveGroupDevicesRequest) String() string {
 func (*RemoveGroupDevicesRequest) ProtoMessage() {}
 
 func (x *RemoveGroupDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3107,7 +3350,7 @@ func (x *RemoveGroupDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupDevicesRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGroupDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{48}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveGroupDevicesRequest) GetOrganisationId() string {
@@ -3140,7 +3383,7 @@ type RemoveGroupDevicesResponse struct {
 
 func (x *RemoveGroupDevicesResponse) Reset() {
 	*x = RemoveGroupDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3395,7 @@ func (x *RemoveGroupDevicesResponse) String() string {
 func (*RemoveGroupDevicesResponse) ProtoMessage() {}
 
 func (x *RemoveGroupDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3408,7 @@ func (x *RemoveGroupDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupDevicesResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGroupDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{49}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveGroupDevicesResponse) GetGroup() *Group {
@@ -3212,7 +3455,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3467,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3480,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{50}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Command) GetCommandId() string {
@@ -3375,7 +3618,7 @@ type GroupCommand struct {
 
 func (x *GroupCommand) Reset() {
 	*x = GroupCommand{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3630,7 @@ func (x *GroupCommand) String() string {
 func (*GroupCommand) ProtoMessage() {}
 
 func (x *GroupCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3643,7 @@ func (x *GroupCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupCommand.ProtoReflect.Descriptor instead.
 func (*GroupCommand) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{51}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GroupCommand) GetGroupCommandId() string {
@@ -3477,7 +3720,7 @@ type CommandCount struct {
 
 func (x *CommandCount) Reset() {
 	*x = CommandCount{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +3732,7 @@ func (x *CommandCount) String() string {
 func (*CommandCount) ProtoMessage() {}
 
 func (x *CommandCount) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +3745,7 @@ func (x *CommandCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandCount.ProtoReflect.Descriptor instead.
 func (*CommandCount) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{52}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CommandCount) GetState() CommandState {
@@ -3539,7 +3782,7 @@ type SendCommandRequest struct {
 
 func (x *SendCommandRequest) Reset() {
 	*x = SendCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3794,7 @@ func (x *SendCommandRequest) String() string {
 func (*SendCommandRequest) ProtoMessage() {}
 
 func (x *SendCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +3807,7 @@ func (x *SendCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendCommandRequest.ProtoReflect.Descriptor instead.
 func (*SendCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{53}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SendCommandRequest) GetOrganisationId() string {
@@ -3625,7 +3868,7 @@ type SendCommandResponse struct {
 
 func (x *SendCommandResponse) Reset() {
 	*x = SendCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +3880,7 @@ func (x *SendCommandResponse) String() string {
 func (*SendCommandResponse) ProtoMessage() {}
 
 func (x *SendCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +3893,7 @@ func (x *SendCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendCommandResponse.ProtoReflect.Descriptor instead.
 func (*SendCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{54}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SendCommandResponse) GetCommand() *Command {
@@ -3671,7 +3914,7 @@ type GetCommandRequest struct {
 
 func (x *GetCommandRequest) Reset() {
 	*x = GetCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3926,7 @@ func (x *GetCommandRequest) String() string {
 func (*GetCommandRequest) ProtoMessage() {}
 
 func (x *GetCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3939,7 @@ func (x *GetCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCommandRequest.ProtoReflect.Descriptor instead.
 func (*GetCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{55}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetCommandRequest) GetOrganisationId() string {
@@ -3729,7 +3972,7 @@ type GetCommandResponse struct {
 
 func (x *GetCommandResponse) Reset() {
 	*x = GetCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +3984,7 @@ func (x *GetCommandResponse) String() string {
 func (*GetCommandResponse) ProtoMessage() {}
 
 func (x *GetCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +3997,7 @@ func (x *GetCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCommandResponse.ProtoReflect.Descriptor instead.
 func (*GetCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{56}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetCommandResponse) GetCommand() *Command {
@@ -3778,7 +4021,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3790,7 +4033,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3803,7 +4046,7 @@ func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{57}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListCommandsRequest) GetOrganisationId() string {
@@ -3845,7 +4088,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +4100,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +4113,7 @@ func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{58}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListCommandsResponse) GetCommands() []*Command {
@@ -3907,7 +4150,7 @@ type SendGroupCommandRequest struct {
 
 func (x *SendGroupCommandRequest) Reset() {
 	*x = SendGroupCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3919,7 +4162,7 @@ func (x *SendGroupCommandRequest) String() string {
 func (*SendGroupCommandRequest) ProtoMessage() {}
 
 func (x *SendGroupCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3932,7 +4175,7 @@ func (x *SendGroupCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendGroupCommandRequest.ProtoReflect.Descriptor instead.
 func (*SendGroupCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{59}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SendGroupCommandRequest) GetOrganisationId() string {
@@ -3993,7 +4236,7 @@ type SendGroupCommandResponse struct {
 
 func (x *SendGroupCommandResponse) Reset() {
 	*x = SendGroupCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4248,7 @@ func (x *SendGroupCommandResponse) String() string {
 func (*SendGroupCommandResponse) ProtoMessage() {}
 
 func (x *SendGroupCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4261,7 @@ func (x *SendGroupCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendGroupCommandResponse.ProtoReflect.Descriptor instead.
 func (*SendGroupCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{60}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SendGroupCommandResponse) GetCommand() *GroupCommand {
@@ -4039,7 +4282,7 @@ type GetGroupCommandRequest struct {
 
 func (x *GetGroupCommandRequest) Reset() {
 	*x = GetGroupCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4294,7 @@ func (x *GetGroupCommandRequest) String() string {
 func (*GetGroupCommandRequest) ProtoMessage() {}
 
 func (x *GetGroupCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4307,7 @@ func (x *GetGroupCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupCommandRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{61}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetGroupCommandRequest) GetOrganisationId() string {
@@ -4097,7 +4340,7 @@ type GetGroupCommandResponse struct {
 
 func (x *GetGroupCommandResponse) Reset() {
 	*x = GetGroupCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4109,7 +4352,7 @@ func (x *GetGroupCommandResponse) String() string {
 func (*GetGroupCommandResponse) ProtoMessage() {}
 
 func (x *GetGroupCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4122,7 +4365,7 @@ func (x *GetGroupCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupCommandResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{62}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetGroupCommandResponse) GetCommand() *GroupCommand {
@@ -4144,7 +4387,7 @@ type WatchDevicesRequest struct {
 
 func (x *WatchDevicesRequest) Reset() {
 	*x = WatchDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4156,7 +4399,7 @@ func (x *WatchDevicesRequest) String() string {
 func (*WatchDevicesRequest) ProtoMessage() {}
 
 func (x *WatchDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4169,7 +4412,7 @@ func (x *WatchDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDevicesRequest.ProtoReflect.Descriptor instead.
 func (*WatchDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{63}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchDevicesRequest) GetOrganisationId() string {
@@ -4201,7 +4444,7 @@ type WatchDevicesResponse struct {
 
 func (x *WatchDevicesResponse) Reset() {
 	*x = WatchDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4213,7 +4456,7 @@ func (x *WatchDevicesResponse) String() string {
 func (*WatchDevicesResponse) ProtoMessage() {}
 
 func (x *WatchDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4226,7 +4469,7 @@ func (x *WatchDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDevicesResponse.ProtoReflect.Descriptor instead.
 func (*WatchDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{64}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WatchDevicesResponse) GetEvent() isWatchDevicesResponse_Event {
@@ -4322,7 +4565,7 @@ type DeviceStatus struct {
 
 func (x *DeviceStatus) Reset() {
 	*x = DeviceStatus{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4334,7 +4577,7 @@ func (x *DeviceStatus) String() string {
 func (*DeviceStatus) ProtoMessage() {}
 
 func (x *DeviceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4347,7 +4590,7 @@ func (x *DeviceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceStatus.ProtoReflect.Descriptor instead.
 func (*DeviceStatus) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{65}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DeviceStatus) GetDeviceId() string {
@@ -4401,7 +4644,7 @@ type SnapshotComplete struct {
 
 func (x *SnapshotComplete) Reset() {
 	*x = SnapshotComplete{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4413,7 +4656,7 @@ func (x *SnapshotComplete) String() string {
 func (*SnapshotComplete) ProtoMessage() {}
 
 func (x *SnapshotComplete) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4426,7 +4669,7 @@ func (x *SnapshotComplete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotComplete.ProtoReflect.Descriptor instead.
 func (*SnapshotComplete) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{66}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{69}
 }
 
 // StoredPlays are plays that were stored together.
@@ -4439,7 +4682,7 @@ type StoredPlays struct {
 
 func (x *StoredPlays) Reset() {
 	*x = StoredPlays{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +4694,7 @@ func (x *StoredPlays) String() string {
 func (*StoredPlays) ProtoMessage() {}
 
 func (x *StoredPlays) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +4707,7 @@ func (x *StoredPlays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPlays.ProtoReflect.Descriptor instead.
 func (*StoredPlays) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{67}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *StoredPlays) GetPlays() []*StoredPlay {
@@ -4493,7 +4736,7 @@ type StoredPlay struct {
 
 func (x *StoredPlay) Reset() {
 	*x = StoredPlay{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4748,7 @@ func (x *StoredPlay) String() string {
 func (*StoredPlay) ProtoMessage() {}
 
 func (x *StoredPlay) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4761,7 @@ func (x *StoredPlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPlay.ProtoReflect.Descriptor instead.
 func (*StoredPlay) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{68}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StoredPlay) GetDeviceId() string {
@@ -4578,7 +4821,7 @@ type DeviceChanged struct {
 
 func (x *DeviceChanged) Reset() {
 	*x = DeviceChanged{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +4833,7 @@ func (x *DeviceChanged) String() string {
 func (*DeviceChanged) ProtoMessage() {}
 
 func (x *DeviceChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +4846,7 @@ func (x *DeviceChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceChanged.ProtoReflect.Descriptor instead.
 func (*DeviceChanged) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{69}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeviceChanged) GetDevice() *Device {
@@ -4693,6 +4936,30 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\bgroup_id\x18\a \x01(\tB+\xbaH(r&2$^(grp_[0-7][0-9A-HJKMNP-TV-Z]{25})?$R\agroupId\"r\n" +
 	"\x13ListDevicesResponse\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.marquee.device.v1.DeviceR\adevices\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbe\x01\n" +
+	"\x04Area\x12-\n" +
+	"\x05south\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0R\x05south\x12+\n" +
+	"\x04west\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80f@)\x00\x00\x00\x00\x00\x80f\xc0R\x04west\x12-\n" +
+	"\x05north\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0R\x05north\x12+\n" +
+	"\x04east\x18\x04 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80f@)\x00\x00\x00\x00\x00\x80f\xc0R\x04east\"\x8f\x04\n" +
+	"\x14SearchDevicesRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\x12O\n" +
+	"\n" +
+	"device_ids\x18\x03 \x03(\tB0\xbaH-\x92\x01*\x10\xe8\a\"%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tdeviceIds\x12T\n" +
+	"\x0forganisation_id\x18\x04 \x01(\tB+\xbaH(r&2$^(org_[0-7][0-9A-HJKMNP-TV-Z]{25})?$R\x0eorganisationId\x12>\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x1e.marquee.device.v1.DeviceStateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12+\n" +
+	"\x04area\x18\x06 \x01(\v2\x17.marquee.device.v1.AreaR\x04area\x121\n" +
+	"\vvenue_types\x18\a \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x102\"\x06r\x04\x10\x01\x18PR\n" +
+	"venueTypes\x12-\n" +
+	"\fmin_width_px\x18\b \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80\x02(\x00R\n" +
+	"minWidthPx\x12/\n" +
+	"\rmin_height_px\x18\t \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80\x02(\x00R\vminHeightPx\"t\n" +
+	"\x15SearchDevicesResponse\x123\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.marquee.device.v1.DeviceR\adevices\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9b\x02\n" +
 	"\x13UpdateDeviceRequest\x12Q\n" +
 	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
@@ -4729,11 +4996,11 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x13RevokeDeviceRequest\x12Q\n" +
 	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
 	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\"\x16\n" +
-	"\x14RevokeDeviceResponse\"\x9a\x02\n" +
+	"\x14RevokeDeviceResponse\"\xb3\x02\n" +
 	"\fPlaylistItem\x12=\n" +
 	"\vcreative_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
-	"creativeId\x12,\n" +
-	"\x03url\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x18\x80\x102\x10^https?://[^ ]+$R\x03url\x12-\n" +
+	"creativeId\x12E\n" +
+	"\x03url\x18\x02 \x01(\tB3\xbaH0r.\x18\x80\x102)^(https?://[^ ]+|/v1/media/[0-9a-f]{64})$R\x03url\x12-\n" +
 	"\x06sha256\x18\x03 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06sha256\x12@\n" +
 	"\n" +
 	"media_type\x18\x04 \x01(\tB!\xbaH\x1er\x1c2\x1a^[a-z]+/[a-z0-9.+-]{1,64}$R\tmediaType\x12,\n" +
@@ -4979,11 +5246,12 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x12COMMAND_STATE_DONE\x10\x03\x12\x1a\n" +
 	"\x16COMMAND_STATE_DECLINED\x10\x04\x12\x18\n" +
 	"\x14COMMAND_STATE_FAILED\x10\x05\x12\x19\n" +
-	"\x15COMMAND_STATE_EXPIRED\x10\x062\xcb&\n" +
+	"\x15COMMAND_STATE_EXPIRED\x10\x062\xc1'\n" +
 	"\rDeviceService\x12\xb5\x01\n" +
 	"\fCreateDevice\x12&.marquee.device.v1.CreateDeviceRequest\x1a'.marquee.device.v1.CreateDeviceResponse\"T\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x020:\x01*\"+/v1/organisations/{organisation_id}/devices\x90\x02\x02\x12\xb6\x01\n" +
 	"\tGetDevice\x12#.marquee.device.v1.GetDeviceRequest\x1a$.marquee.device.v1.GetDeviceResponse\"^\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x029\x127/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x01\x12\xb0\x01\n" +
-	"\vListDevices\x12%.marquee.device.v1.ListDevicesRequest\x1a&.marquee.device.v1.ListDevicesResponse\"R\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02-\x12+/v1/organisations/{organisation_id}/devices\x90\x02\x01\x12\xc1\x01\n" +
+	"\vListDevices\x12%.marquee.device.v1.ListDevicesRequest\x1a&.marquee.device.v1.ListDevicesResponse\"R\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02-\x12+/v1/organisations/{organisation_id}/devices\x90\x02\x01\x12t\n" +
+	"\rSearchDevices\x12'.marquee.device.v1.SearchDevicesRequest\x1a(.marquee.device.v1.SearchDevicesResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x01\x12\xc1\x01\n" +
 	"\fUpdateDevice\x12&.marquee.device.v1.UpdateDeviceRequest\x1a'.marquee.device.v1.UpdateDeviceResponse\"`\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02<:\x01*\x1a7/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x02\x12\xbe\x01\n" +
 	"\fDeleteDevice\x12&.marquee.device.v1.DeleteDeviceRequest\x1a'.marquee.device.v1.DeleteDeviceResponse\"]\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x029*7/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x02\x12\xd5\x01\n" +
 	"\x0fCreateClaimCode\x12).marquee.device.v1.CreateClaimCodeRequest\x1a*.marquee.device.v1.CreateClaimCodeResponse\"k\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02G:\x01*\"B/v1/organisations/{organisation_id}/devices/{device_id}/claim-code\x90\x02\x02\x12\x80\x01\n" +
@@ -5022,7 +5290,7 @@ func file_marquee_device_v1_device_proto_rawDescGZIP() []byte {
 }
 
 var file_marquee_device_v1_device_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_marquee_device_v1_device_proto_goTypes = []any{
 	(DeviceState)(0),                   // 0: marquee.device.v1.DeviceState
 	(Weekday)(0),                       // 1: marquee.device.v1.Weekday
@@ -5041,64 +5309,67 @@ var file_marquee_device_v1_device_proto_goTypes = []any{
 	(*GetDeviceResponse)(nil),          // 14: marquee.device.v1.GetDeviceResponse
 	(*ListDevicesRequest)(nil),         // 15: marquee.device.v1.ListDevicesRequest
 	(*ListDevicesResponse)(nil),        // 16: marquee.device.v1.ListDevicesResponse
-	(*UpdateDeviceRequest)(nil),        // 17: marquee.device.v1.UpdateDeviceRequest
-	(*UpdateDeviceResponse)(nil),       // 18: marquee.device.v1.UpdateDeviceResponse
-	(*DeleteDeviceRequest)(nil),        // 19: marquee.device.v1.DeleteDeviceRequest
-	(*DeleteDeviceResponse)(nil),       // 20: marquee.device.v1.DeleteDeviceResponse
-	(*CreateClaimCodeRequest)(nil),     // 21: marquee.device.v1.CreateClaimCodeRequest
-	(*CreateClaimCodeResponse)(nil),    // 22: marquee.device.v1.CreateClaimCodeResponse
-	(*ClaimDeviceRequest)(nil),         // 23: marquee.device.v1.ClaimDeviceRequest
-	(*Credentials)(nil),                // 24: marquee.device.v1.Credentials
-	(*ClaimDeviceResponse)(nil),        // 25: marquee.device.v1.ClaimDeviceResponse
-	(*RotateCredentialsRequest)(nil),   // 26: marquee.device.v1.RotateCredentialsRequest
-	(*RotateCredentialsResponse)(nil),  // 27: marquee.device.v1.RotateCredentialsResponse
-	(*RevokeDeviceRequest)(nil),        // 28: marquee.device.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),       // 29: marquee.device.v1.RevokeDeviceResponse
-	(*PlaylistItem)(nil),               // 30: marquee.device.v1.PlaylistItem
-	(*Playlist)(nil),                   // 31: marquee.device.v1.Playlist
-	(*PutDefaultPlaylistRequest)(nil),  // 32: marquee.device.v1.PutDefaultPlaylistRequest
-	(*PutDefaultPlaylistResponse)(nil), // 33: marquee.device.v1.PutDefaultPlaylistResponse
-	(*GetPlaylistRequest)(nil),         // 34: marquee.device.v1.GetPlaylistRequest
-	(*GetPlaylistResponse)(nil),        // 35: marquee.device.v1.GetPlaylistResponse
-	(*ListPlaysRequest)(nil),           // 36: marquee.device.v1.ListPlaysRequest
-	(*HourOfPlays)(nil),                // 37: marquee.device.v1.HourOfPlays
-	(*ListPlaysResponse)(nil),          // 38: marquee.device.v1.ListPlaysResponse
-	(*Group)(nil),                      // 39: marquee.device.v1.Group
-	(*CreateGroupRequest)(nil),         // 40: marquee.device.v1.CreateGroupRequest
-	(*CreateGroupResponse)(nil),        // 41: marquee.device.v1.CreateGroupResponse
-	(*GetGroupRequest)(nil),            // 42: marquee.device.v1.GetGroupRequest
-	(*GetGroupResponse)(nil),           // 43: marquee.device.v1.GetGroupResponse
-	(*ListGroupsRequest)(nil),          // 44: marquee.device.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),         // 45: marquee.device.v1.ListGroupsResponse
-	(*UpdateGroupRequest)(nil),         // 46: marquee.device.v1.UpdateGroupRequest
-	(*UpdateGroupResponse)(nil),        // 47: marquee.device.v1.UpdateGroupResponse
-	(*DeleteGroupRequest)(nil),         // 48: marquee.device.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),        // 49: marquee.device.v1.DeleteGroupResponse
-	(*AddGroupDevicesRequest)(nil),     // 50: marquee.device.v1.AddGroupDevicesRequest
-	(*AddGroupDevicesResponse)(nil),    // 51: marquee.device.v1.AddGroupDevicesResponse
-	(*RemoveGroupDevicesRequest)(nil),  // 52: marquee.device.v1.RemoveGroupDevicesRequest
-	(*RemoveGroupDevicesResponse)(nil), // 53: marquee.device.v1.RemoveGroupDevicesResponse
-	(*Command)(nil),                    // 54: marquee.device.v1.Command
-	(*GroupCommand)(nil),               // 55: marquee.device.v1.GroupCommand
-	(*CommandCount)(nil),               // 56: marquee.device.v1.CommandCount
-	(*SendCommandRequest)(nil),         // 57: marquee.device.v1.SendCommandRequest
-	(*SendCommandResponse)(nil),        // 58: marquee.device.v1.SendCommandResponse
-	(*GetCommandRequest)(nil),          // 59: marquee.device.v1.GetCommandRequest
-	(*GetCommandResponse)(nil),         // 60: marquee.device.v1.GetCommandResponse
-	(*ListCommandsRequest)(nil),        // 61: marquee.device.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),       // 62: marquee.device.v1.ListCommandsResponse
-	(*SendGroupCommandRequest)(nil),    // 63: marquee.device.v1.SendGroupCommandRequest
-	(*SendGroupCommandResponse)(nil),   // 64: marquee.device.v1.SendGroupCommandResponse
-	(*GetGroupCommandRequest)(nil),     // 65: marquee.device.v1.GetGroupCommandRequest
-	(*GetGroupCommandResponse)(nil),    // 66: marquee.device.v1.GetGroupCommandResponse
-	(*WatchDevicesRequest)(nil),        // 67: marquee.device.v1.WatchDevicesRequest
-	(*WatchDevicesResponse)(nil),       // 68: marquee.device.v1.WatchDevicesResponse
-	(*DeviceStatus)(nil),               // 69: marquee.device.v1.DeviceStatus
-	(*SnapshotComplete)(nil),           // 70: marquee.device.v1.SnapshotComplete
-	(*StoredPlays)(nil),                // 71: marquee.device.v1.StoredPlays
-	(*StoredPlay)(nil),                 // 72: marquee.device.v1.StoredPlay
-	(*DeviceChanged)(nil),              // 73: marquee.device.v1.DeviceChanged
-	(*timestamppb.Timestamp)(nil),      // 74: google.protobuf.Timestamp
+	(*Area)(nil),                       // 17: marquee.device.v1.Area
+	(*SearchDevicesRequest)(nil),       // 18: marquee.device.v1.SearchDevicesRequest
+	(*SearchDevicesResponse)(nil),      // 19: marquee.device.v1.SearchDevicesResponse
+	(*UpdateDeviceRequest)(nil),        // 20: marquee.device.v1.UpdateDeviceRequest
+	(*UpdateDeviceResponse)(nil),       // 21: marquee.device.v1.UpdateDeviceResponse
+	(*DeleteDeviceRequest)(nil),        // 22: marquee.device.v1.DeleteDeviceRequest
+	(*DeleteDeviceResponse)(nil),       // 23: marquee.device.v1.DeleteDeviceResponse
+	(*CreateClaimCodeRequest)(nil),     // 24: marquee.device.v1.CreateClaimCodeRequest
+	(*CreateClaimCodeResponse)(nil),    // 25: marquee.device.v1.CreateClaimCodeResponse
+	(*ClaimDeviceRequest)(nil),         // 26: marquee.device.v1.ClaimDeviceRequest
+	(*Credentials)(nil),                // 27: marquee.device.v1.Credentials
+	(*ClaimDeviceResponse)(nil),        // 28: marquee.device.v1.ClaimDeviceResponse
+	(*RotateCredentialsRequest)(nil),   // 29: marquee.device.v1.RotateCredentialsRequest
+	(*RotateCredentialsResponse)(nil),  // 30: marquee.device.v1.RotateCredentialsResponse
+	(*RevokeDeviceRequest)(nil),        // 31: marquee.device.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),       // 32: marquee.device.v1.RevokeDeviceResponse
+	(*PlaylistItem)(nil),               // 33: marquee.device.v1.PlaylistItem
+	(*Playlist)(nil),                   // 34: marquee.device.v1.Playlist
+	(*PutDefaultPlaylistRequest)(nil),  // 35: marquee.device.v1.PutDefaultPlaylistRequest
+	(*PutDefaultPlaylistResponse)(nil), // 36: marquee.device.v1.PutDefaultPlaylistResponse
+	(*GetPlaylistRequest)(nil),         // 37: marquee.device.v1.GetPlaylistRequest
+	(*GetPlaylistResponse)(nil),        // 38: marquee.device.v1.GetPlaylistResponse
+	(*ListPlaysRequest)(nil),           // 39: marquee.device.v1.ListPlaysRequest
+	(*HourOfPlays)(nil),                // 40: marquee.device.v1.HourOfPlays
+	(*ListPlaysResponse)(nil),          // 41: marquee.device.v1.ListPlaysResponse
+	(*Group)(nil),                      // 42: marquee.device.v1.Group
+	(*CreateGroupRequest)(nil),         // 43: marquee.device.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),        // 44: marquee.device.v1.CreateGroupResponse
+	(*GetGroupRequest)(nil),            // 45: marquee.device.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),           // 46: marquee.device.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),          // 47: marquee.device.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),         // 48: marquee.device.v1.ListGroupsResponse
+	(*UpdateGroupRequest)(nil),         // 49: marquee.device.v1.UpdateGroupRequest
+	(*UpdateGroupResponse)(nil),        // 50: marquee.device.v1.UpdateGroupResponse
+	(*DeleteGroupRequest)(nil),         // 51: marquee.device.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),        // 52: marquee.device.v1.DeleteGroupResponse
+	(*AddGroupDevicesRequest)(nil),     // 53: marquee.device.v1.AddGroupDevicesRequest
+	(*AddGroupDevicesResponse)(nil),    // 54: marquee.device.v1.AddGroupDevicesResponse
+	(*RemoveGroupDevicesRequest)(nil),  // 55: marquee.device.v1.RemoveGroupDevicesRequest
+	(*RemoveGroupDevicesResponse)(nil), // 56: marquee.device.v1.RemoveGroupDevicesResponse
+	(*Command)(nil),                    // 57: marquee.device.v1.Command
+	(*GroupCommand)(nil),               // 58: marquee.device.v1.GroupCommand
+	(*CommandCount)(nil),               // 59: marquee.device.v1.CommandCount
+	(*SendCommandRequest)(nil),         // 60: marquee.device.v1.SendCommandRequest
+	(*SendCommandResponse)(nil),        // 61: marquee.device.v1.SendCommandResponse
+	(*GetCommandRequest)(nil),          // 62: marquee.device.v1.GetCommandRequest
+	(*GetCommandResponse)(nil),         // 63: marquee.device.v1.GetCommandResponse
+	(*ListCommandsRequest)(nil),        // 64: marquee.device.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),       // 65: marquee.device.v1.ListCommandsResponse
+	(*SendGroupCommandRequest)(nil),    // 66: marquee.device.v1.SendGroupCommandRequest
+	(*SendGroupCommandResponse)(nil),   // 67: marquee.device.v1.SendGroupCommandResponse
+	(*GetGroupCommandRequest)(nil),     // 68: marquee.device.v1.GetGroupCommandRequest
+	(*GetGroupCommandResponse)(nil),    // 69: marquee.device.v1.GetGroupCommandResponse
+	(*WatchDevicesRequest)(nil),        // 70: marquee.device.v1.WatchDevicesRequest
+	(*WatchDevicesResponse)(nil),       // 71: marquee.device.v1.WatchDevicesResponse
+	(*DeviceStatus)(nil),               // 72: marquee.device.v1.DeviceStatus
+	(*SnapshotComplete)(nil),           // 73: marquee.device.v1.SnapshotComplete
+	(*StoredPlays)(nil),                // 74: marquee.device.v1.StoredPlays
+	(*StoredPlay)(nil),                 // 75: marquee.device.v1.StoredPlay
+	(*DeviceChanged)(nil),              // 76: marquee.device.v1.DeviceChanged
+	(*timestamppb.Timestamp)(nil),      // 77: google.protobuf.Timestamp
 }
 var file_marquee_device_v1_device_proto_depIdxs = []int32{
 	1,  // 0: marquee.device.v1.OpeningHours.weekday:type_name -> marquee.device.v1.Weekday
@@ -5106,121 +5377,126 @@ var file_marquee_device_v1_device_proto_depIdxs = []int32{
 	5,  // 2: marquee.device.v1.DeviceSettings.screen:type_name -> marquee.device.v1.Screen
 	6,  // 3: marquee.device.v1.DeviceSettings.slot_price:type_name -> marquee.device.v1.Price
 	7,  // 4: marquee.device.v1.DeviceSettings.hours:type_name -> marquee.device.v1.OpeningHours
-	74, // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
+	77, // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
 	8,  // 6: marquee.device.v1.Device.settings:type_name -> marquee.device.v1.DeviceSettings
 	0,  // 7: marquee.device.v1.Device.state:type_name -> marquee.device.v1.DeviceState
 	9,  // 8: marquee.device.v1.Device.presence:type_name -> marquee.device.v1.Presence
-	74, // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
-	74, // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
-	74, // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
+	77, // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
+	77, // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
+	77, // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
 	8,  // 12: marquee.device.v1.CreateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
 	10, // 13: marquee.device.v1.CreateDeviceResponse.device:type_name -> marquee.device.v1.Device
 	10, // 14: marquee.device.v1.GetDeviceResponse.device:type_name -> marquee.device.v1.Device
 	0,  // 15: marquee.device.v1.ListDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
 	10, // 16: marquee.device.v1.ListDevicesResponse.devices:type_name -> marquee.device.v1.Device
-	8,  // 17: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
-	10, // 18: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
-	74, // 19: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
-	24, // 20: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
-	24, // 21: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
-	30, // 22: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
-	74, // 23: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
-	30, // 24: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
-	31, // 25: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	31, // 26: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	74, // 27: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
-	74, // 28: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
-	74, // 29: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
-	37, // 30: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
-	74, // 31: marquee.device.v1.Group.create_time:type_name -> google.protobuf.Timestamp
-	74, // 32: marquee.device.v1.Group.update_time:type_name -> google.protobuf.Timestamp
-	39, // 33: marquee.device.v1.CreateGroupResponse.group:type_name -> marquee.device.v1.Group
-	39, // 34: marquee.device.v1.GetGroupResponse.group:type_name -> marquee.device.v1.Group
-	39, // 35: marquee.device.v1.ListGroupsResponse.groups:type_name -> marquee.device.v1.Group
-	39, // 36: marquee.device.v1.UpdateGroupResponse.group:type_name -> marquee.device.v1.Group
-	39, // 37: marquee.device.v1.AddGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
-	39, // 38: marquee.device.v1.RemoveGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
-	2,  // 39: marquee.device.v1.Command.kind:type_name -> marquee.device.v1.CommandKind
-	3,  // 40: marquee.device.v1.Command.state:type_name -> marquee.device.v1.CommandState
-	74, // 41: marquee.device.v1.Command.create_time:type_name -> google.protobuf.Timestamp
-	74, // 42: marquee.device.v1.Command.expire_time:type_name -> google.protobuf.Timestamp
-	74, // 43: marquee.device.v1.Command.send_time:type_name -> google.protobuf.Timestamp
-	74, // 44: marquee.device.v1.Command.reply_time:type_name -> google.protobuf.Timestamp
-	2,  // 45: marquee.device.v1.GroupCommand.kind:type_name -> marquee.device.v1.CommandKind
-	74, // 46: marquee.device.v1.GroupCommand.create_time:type_name -> google.protobuf.Timestamp
-	74, // 47: marquee.device.v1.GroupCommand.expire_time:type_name -> google.protobuf.Timestamp
-	56, // 48: marquee.device.v1.GroupCommand.counts:type_name -> marquee.device.v1.CommandCount
-	3,  // 49: marquee.device.v1.CommandCount.state:type_name -> marquee.device.v1.CommandState
-	2,  // 50: marquee.device.v1.SendCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
-	54, // 51: marquee.device.v1.SendCommandResponse.command:type_name -> marquee.device.v1.Command
-	54, // 52: marquee.device.v1.GetCommandResponse.command:type_name -> marquee.device.v1.Command
-	54, // 53: marquee.device.v1.ListCommandsResponse.commands:type_name -> marquee.device.v1.Command
-	2,  // 54: marquee.device.v1.SendGroupCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
-	55, // 55: marquee.device.v1.SendGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
-	55, // 56: marquee.device.v1.GetGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
-	69, // 57: marquee.device.v1.WatchDevicesResponse.status:type_name -> marquee.device.v1.DeviceStatus
-	70, // 58: marquee.device.v1.WatchDevicesResponse.snapshot_complete:type_name -> marquee.device.v1.SnapshotComplete
-	71, // 59: marquee.device.v1.WatchDevicesResponse.plays:type_name -> marquee.device.v1.StoredPlays
-	0,  // 60: marquee.device.v1.DeviceStatus.state:type_name -> marquee.device.v1.DeviceState
-	9,  // 61: marquee.device.v1.DeviceStatus.presence:type_name -> marquee.device.v1.Presence
-	72, // 62: marquee.device.v1.StoredPlays.plays:type_name -> marquee.device.v1.StoredPlay
-	74, // 63: marquee.device.v1.StoredPlay.start_time:type_name -> google.protobuf.Timestamp
-	10, // 64: marquee.device.v1.DeviceChanged.device:type_name -> marquee.device.v1.Device
-	11, // 65: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
-	13, // 66: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
-	15, // 67: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
-	17, // 68: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
-	19, // 69: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
-	21, // 70: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
-	23, // 71: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
-	26, // 72: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
-	28, // 73: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
-	32, // 74: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
-	34, // 75: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
-	36, // 76: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
-	40, // 77: marquee.device.v1.DeviceService.CreateGroup:input_type -> marquee.device.v1.CreateGroupRequest
-	42, // 78: marquee.device.v1.DeviceService.GetGroup:input_type -> marquee.device.v1.GetGroupRequest
-	44, // 79: marquee.device.v1.DeviceService.ListGroups:input_type -> marquee.device.v1.ListGroupsRequest
-	46, // 80: marquee.device.v1.DeviceService.UpdateGroup:input_type -> marquee.device.v1.UpdateGroupRequest
-	48, // 81: marquee.device.v1.DeviceService.DeleteGroup:input_type -> marquee.device.v1.DeleteGroupRequest
-	50, // 82: marquee.device.v1.DeviceService.AddGroupDevices:input_type -> marquee.device.v1.AddGroupDevicesRequest
-	52, // 83: marquee.device.v1.DeviceService.RemoveGroupDevices:input_type -> marquee.device.v1.RemoveGroupDevicesRequest
-	57, // 84: marquee.device.v1.DeviceService.SendCommand:input_type -> marquee.device.v1.SendCommandRequest
-	59, // 85: marquee.device.v1.DeviceService.GetCommand:input_type -> marquee.device.v1.GetCommandRequest
-	61, // 86: marquee.device.v1.DeviceService.ListCommands:input_type -> marquee.device.v1.ListCommandsRequest
-	63, // 87: marquee.device.v1.DeviceService.SendGroupCommand:input_type -> marquee.device.v1.SendGroupCommandRequest
-	65, // 88: marquee.device.v1.DeviceService.GetGroupCommand:input_type -> marquee.device.v1.GetGroupCommandRequest
-	67, // 89: marquee.device.v1.DeviceService.WatchDevices:input_type -> marquee.device.v1.WatchDevicesRequest
-	12, // 90: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
-	14, // 91: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
-	16, // 92: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
-	18, // 93: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
-	20, // 94: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
-	22, // 95: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
-	25, // 96: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
-	27, // 97: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
-	29, // 98: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
-	33, // 99: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
-	35, // 100: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
-	38, // 101: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
-	41, // 102: marquee.device.v1.DeviceService.CreateGroup:output_type -> marquee.device.v1.CreateGroupResponse
-	43, // 103: marquee.device.v1.DeviceService.GetGroup:output_type -> marquee.device.v1.GetGroupResponse
-	45, // 104: marquee.device.v1.DeviceService.ListGroups:output_type -> marquee.device.v1.ListGroupsResponse
-	47, // 105: marquee.device.v1.DeviceService.UpdateGroup:output_type -> marquee.device.v1.UpdateGroupResponse
-	49, // 106: marquee.device.v1.DeviceService.DeleteGroup:output_type -> marquee.device.v1.DeleteGroupResponse
-	51, // 107: marquee.device.v1.DeviceService.AddGroupDevices:output_type -> marquee.device.v1.AddGroupDevicesResponse
-	53, // 108: marquee.device.v1.DeviceService.RemoveGroupDevices:output_type -> marquee.device.v1.RemoveGroupDevicesResponse
-	58, // 109: marquee.device.v1.DeviceService.SendCommand:output_type -> marquee.device.v1.SendCommandResponse
-	60, // 110: marquee.device.v1.DeviceService.GetCommand:output_type -> marquee.device.v1.GetCommandResponse
-	62, // 111: marquee.device.v1.DeviceService.ListCommands:output_type -> marquee.device.v1.ListCommandsResponse
-	64, // 112: marquee.device.v1.DeviceService.SendGroupCommand:output_type -> marquee.device.v1.SendGroupCommandResponse
-	66, // 113: marquee.device.v1.DeviceService.GetGroupCommand:output_type -> marquee.device.v1.GetGroupCommandResponse
-	68, // 114: marquee.device.v1.DeviceService.WatchDevices:output_type -> marquee.device.v1.WatchDevicesResponse
-	90, // [90:115] is the sub-list for method output_type
-	65, // [65:90] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	0,  // 17: marquee.device.v1.SearchDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
+	17, // 18: marquee.device.v1.SearchDevicesRequest.area:type_name -> marquee.device.v1.Area
+	10, // 19: marquee.device.v1.SearchDevicesResponse.devices:type_name -> marquee.device.v1.Device
+	8,  // 20: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
+	10, // 21: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
+	77, // 22: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
+	27, // 23: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
+	27, // 24: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
+	33, // 25: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
+	77, // 26: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
+	33, // 27: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
+	34, // 28: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	34, // 29: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	77, // 30: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
+	77, // 31: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
+	77, // 32: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
+	40, // 33: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
+	77, // 34: marquee.device.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	77, // 35: marquee.device.v1.Group.update_time:type_name -> google.protobuf.Timestamp
+	42, // 36: marquee.device.v1.CreateGroupResponse.group:type_name -> marquee.device.v1.Group
+	42, // 37: marquee.device.v1.GetGroupResponse.group:type_name -> marquee.device.v1.Group
+	42, // 38: marquee.device.v1.ListGroupsResponse.groups:type_name -> marquee.device.v1.Group
+	42, // 39: marquee.device.v1.UpdateGroupResponse.group:type_name -> marquee.device.v1.Group
+	42, // 40: marquee.device.v1.AddGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	42, // 41: marquee.device.v1.RemoveGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	2,  // 42: marquee.device.v1.Command.kind:type_name -> marquee.device.v1.CommandKind
+	3,  // 43: marquee.device.v1.Command.state:type_name -> marquee.device.v1.CommandState
+	77, // 44: marquee.device.v1.Command.create_time:type_name -> google.protobuf.Timestamp
+	77, // 45: marquee.device.v1.Command.expire_time:type_name -> google.protobuf.Timestamp
+	77, // 46: marquee.device.v1.Command.send_time:type_name -> google.protobuf.Timestamp
+	77, // 47: marquee.device.v1.Command.reply_time:type_name -> google.protobuf.Timestamp
+	2,  // 48: marquee.device.v1.GroupCommand.kind:type_name -> marquee.device.v1.CommandKind
+	77, // 49: marquee.device.v1.GroupCommand.create_time:type_name -> google.protobuf.Timestamp
+	77, // 50: marquee.device.v1.GroupCommand.expire_time:type_name -> google.protobuf.Timestamp
+	59, // 51: marquee.device.v1.GroupCommand.counts:type_name -> marquee.device.v1.CommandCount
+	3,  // 52: marquee.device.v1.CommandCount.state:type_name -> marquee.device.v1.CommandState
+	2,  // 53: marquee.device.v1.SendCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	57, // 54: marquee.device.v1.SendCommandResponse.command:type_name -> marquee.device.v1.Command
+	57, // 55: marquee.device.v1.GetCommandResponse.command:type_name -> marquee.device.v1.Command
+	57, // 56: marquee.device.v1.ListCommandsResponse.commands:type_name -> marquee.device.v1.Command
+	2,  // 57: marquee.device.v1.SendGroupCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	58, // 58: marquee.device.v1.SendGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	58, // 59: marquee.device.v1.GetGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	72, // 60: marquee.device.v1.WatchDevicesResponse.status:type_name -> marquee.device.v1.DeviceStatus
+	73, // 61: marquee.device.v1.WatchDevicesResponse.snapshot_complete:type_name -> marquee.device.v1.SnapshotComplete
+	74, // 62: marquee.device.v1.WatchDevicesResponse.plays:type_name -> marquee.device.v1.StoredPlays
+	0,  // 63: marquee.device.v1.DeviceStatus.state:type_name -> marquee.device.v1.DeviceState
+	9,  // 64: marquee.device.v1.DeviceStatus.presence:type_name -> marquee.device.v1.Presence
+	75, // 65: marquee.device.v1.StoredPlays.plays:type_name -> marquee.device.v1.StoredPlay
+	77, // 66: marquee.device.v1.StoredPlay.start_time:type_name -> google.protobuf.Timestamp
+	10, // 67: marquee.device.v1.DeviceChanged.device:type_name -> marquee.device.v1.Device
+	11, // 68: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
+	13, // 69: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
+	15, // 70: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
+	18, // 71: marquee.device.v1.DeviceService.SearchDevices:input_type -> marquee.device.v1.SearchDevicesRequest
+	20, // 72: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
+	22, // 73: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
+	24, // 74: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
+	26, // 75: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
+	29, // 76: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
+	31, // 77: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
+	35, // 78: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
+	37, // 79: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
+	39, // 80: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
+	43, // 81: marquee.device.v1.DeviceService.CreateGroup:input_type -> marquee.device.v1.CreateGroupRequest
+	45, // 82: marquee.device.v1.DeviceService.GetGroup:input_type -> marquee.device.v1.GetGroupRequest
+	47, // 83: marquee.device.v1.DeviceService.ListGroups:input_type -> marquee.device.v1.ListGroupsRequest
+	49, // 84: marquee.device.v1.DeviceService.UpdateGroup:input_type -> marquee.device.v1.UpdateGroupRequest
+	51, // 85: marquee.device.v1.DeviceService.DeleteGroup:input_type -> marquee.device.v1.DeleteGroupRequest
+	53, // 86: marquee.device.v1.DeviceService.AddGroupDevices:input_type -> marquee.device.v1.AddGroupDevicesRequest
+	55, // 87: marquee.device.v1.DeviceService.RemoveGroupDevices:input_type -> marquee.device.v1.RemoveGroupDevicesRequest
+	60, // 88: marquee.device.v1.DeviceService.SendCommand:input_type -> marquee.device.v1.SendCommandRequest
+	62, // 89: marquee.device.v1.DeviceService.GetCommand:input_type -> marquee.device.v1.GetCommandRequest
+	64, // 90: marquee.device.v1.DeviceService.ListCommands:input_type -> marquee.device.v1.ListCommandsRequest
+	66, // 91: marquee.device.v1.DeviceService.SendGroupCommand:input_type -> marquee.device.v1.SendGroupCommandRequest
+	68, // 92: marquee.device.v1.DeviceService.GetGroupCommand:input_type -> marquee.device.v1.GetGroupCommandRequest
+	70, // 93: marquee.device.v1.DeviceService.WatchDevices:input_type -> marquee.device.v1.WatchDevicesRequest
+	12, // 94: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
+	14, // 95: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
+	16, // 96: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
+	19, // 97: marquee.device.v1.DeviceService.SearchDevices:output_type -> marquee.device.v1.SearchDevicesResponse
+	21, // 98: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
+	23, // 99: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
+	25, // 100: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
+	28, // 101: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
+	30, // 102: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
+	32, // 103: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
+	36, // 104: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
+	38, // 105: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
+	41, // 106: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
+	44, // 107: marquee.device.v1.DeviceService.CreateGroup:output_type -> marquee.device.v1.CreateGroupResponse
+	46, // 108: marquee.device.v1.DeviceService.GetGroup:output_type -> marquee.device.v1.GetGroupResponse
+	48, // 109: marquee.device.v1.DeviceService.ListGroups:output_type -> marquee.device.v1.ListGroupsResponse
+	50, // 110: marquee.device.v1.DeviceService.UpdateGroup:output_type -> marquee.device.v1.UpdateGroupResponse
+	52, // 111: marquee.device.v1.DeviceService.DeleteGroup:output_type -> marquee.device.v1.DeleteGroupResponse
+	54, // 112: marquee.device.v1.DeviceService.AddGroupDevices:output_type -> marquee.device.v1.AddGroupDevicesResponse
+	56, // 113: marquee.device.v1.DeviceService.RemoveGroupDevices:output_type -> marquee.device.v1.RemoveGroupDevicesResponse
+	61, // 114: marquee.device.v1.DeviceService.SendCommand:output_type -> marquee.device.v1.SendCommandResponse
+	63, // 115: marquee.device.v1.DeviceService.GetCommand:output_type -> marquee.device.v1.GetCommandResponse
+	65, // 116: marquee.device.v1.DeviceService.ListCommands:output_type -> marquee.device.v1.ListCommandsResponse
+	67, // 117: marquee.device.v1.DeviceService.SendGroupCommand:output_type -> marquee.device.v1.SendGroupCommandResponse
+	69, // 118: marquee.device.v1.DeviceService.GetGroupCommand:output_type -> marquee.device.v1.GetGroupCommandResponse
+	71, // 119: marquee.device.v1.DeviceService.WatchDevices:output_type -> marquee.device.v1.WatchDevicesResponse
+	94, // [94:120] is the sub-list for method output_type
+	68, // [68:94] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_marquee_device_v1_device_proto_init() }
@@ -5228,7 +5504,7 @@ func file_marquee_device_v1_device_proto_init() {
 	if File_marquee_device_v1_device_proto != nil {
 		return
 	}
-	file_marquee_device_v1_device_proto_msgTypes[64].OneofWrappers = []any{
+	file_marquee_device_v1_device_proto_msgTypes[67].OneofWrappers = []any{
 		(*WatchDevicesResponse_Status)(nil),
 		(*WatchDevicesResponse_SnapshotComplete)(nil),
 		(*WatchDevicesResponse_DeletedDeviceId)(nil),
@@ -5240,7 +5516,7 @@ func file_marquee_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_device_v1_device_proto_rawDesc), len(file_marquee_device_v1_device_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   70,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

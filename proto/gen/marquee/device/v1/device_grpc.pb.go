@@ -26,6 +26,7 @@ const (
 	DeviceService_CreateDevice_FullMethodName       = "/marquee.device.v1.DeviceService/CreateDevice"
 	DeviceService_GetDevice_FullMethodName          = "/marquee.device.v1.DeviceService/GetDevice"
 	DeviceService_ListDevices_FullMethodName        = "/marquee.device.v1.DeviceService/ListDevices"
+	DeviceService_SearchDevices_FullMethodName      = "/marquee.device.v1.DeviceService/SearchDevices"
 	DeviceService_UpdateDevice_FullMethodName       = "/marquee.device.v1.DeviceService/UpdateDevice"
 	DeviceService_DeleteDevice_FullMethodName       = "/marquee.device.v1.DeviceService/DeleteDevice"
 	DeviceService_CreateClaimCode_FullMethodName    = "/marquee.device.v1.DeviceService/CreateClaimCode"
@@ -89,6 +90,19 @@ type DeviceServiceClient interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
+	// SearchDevices returns devices of all organisations, the newest first, with what
+	// has to be known to sell air time on them: where and what they are, how long the
+	// loop and its slots are, what a slot costs, when they are on and in which time
+	// zone, and whose they are. It is for the service that sells it, which calls by
+	// itself and without an access token; nobody reaches it through the gateway.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for an area whose north is less
+	//     than its south.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	SearchDevices(ctx context.Context, in *SearchDevicesRequest, opts ...grpc.CallOption) (*SearchDevicesResponse, error)
 	// UpdateDevice replaces a device's settings. A repeat changes nothing.
 	//
 	// Errors:
@@ -284,6 +298,16 @@ func (c *deviceServiceClient) ListDevices(ctx context.Context, in *ListDevicesRe
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListDevicesResponse)
 	err := c.cc.Invoke(ctx, DeviceService_ListDevices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) SearchDevices(ctx context.Context, in *SearchDevicesRequest, opts ...grpc.CallOption) (*SearchDevicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SearchDevicesResponse)
+	err := c.cc.Invoke(ctx, DeviceService_SearchDevices_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -558,6 +582,19 @@ type DeviceServiceServer interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
+	// SearchDevices returns devices of all organisations, the newest first, with what
+	// has to be known to sell air time on them: where and what they are, how long the
+	// loop and its slots are, what a slot costs, when they are on and in which time
+	// zone, and whose they are. It is for the service that sells it, which calls by
+	// itself and without an access token; nobody reaches it through the gateway.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for an area whose north is less
+	//     than its south.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	SearchDevices(context.Context, *SearchDevicesRequest) (*SearchDevicesResponse, error)
 	// UpdateDevice replaces a device's settings. A repeat changes nothing.
 	//
 	// Errors:
@@ -738,6 +775,9 @@ func (UnimplementedDeviceServiceServer) GetDevice(context.Context, *GetDeviceReq
 func (UnimplementedDeviceServiceServer) ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDevices not implemented")
 }
+func (UnimplementedDeviceServiceServer) SearchDevices(context.Context, *SearchDevicesRequest) (*SearchDevicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SearchDevices not implemented")
+}
 func (UnimplementedDeviceServiceServer) UpdateDevice(context.Context, *UpdateDeviceRequest) (*UpdateDeviceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateDevice not implemented")
 }
@@ -875,6 +915,24 @@ func _DeviceService_ListDevices_Handler(srv interface{}, ctx context.Context, de
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DeviceServiceServer).ListDevices(ctx, req.(*ListDevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_SearchDevices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SearchDevicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).SearchDevices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_SearchDevices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).SearchDevices(ctx, req.(*SearchDevicesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1286,6 +1344,10 @@ var DeviceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDevices",
 			Handler:    _DeviceService_ListDevices_Handler,
+		},
+		{
+			MethodName: "SearchDevices",
+			Handler:    _DeviceService_SearchDevices_Handler,
 		},
 		{
 			MethodName: "UpdateDevice",
