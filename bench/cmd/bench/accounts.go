@@ -105,42 +105,22 @@ func (b *bench) accountRows(doors ...*door) []*row {
 	return b.wanted(rows)
 }
 
-// openDoors starts a Postgres as production has it, the account service in the
-// mesh behind the gateway, with the mesh proxy in front of Postgres, and beside
-// all that the handler on Postgres's socket.
+// openDoors starts the account service in the mesh behind the gateway, and beside
+// that the handler on the socket of the same Postgres.
 func (b *bench) openDoors(ctx context.Context) (one, platform *door, err error) {
-	fmt.Fprintln(os.Stderr, "starting Postgres, the account service and the monolith")
-	postgres, socket, err := b.startPostgres(ctx)
+	service, err := b.accountService(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	key := filepath.Join(b.dir, "key")
-	if err := os.WriteFile(key, []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))), 0o600); err != nil {
-		return nil, nil, fmt.Errorf("write the key encryption key: %w", err)
-	}
-	// The same for both, or their bounds would be compared: accountd's defaults.
-	atOnce := max(1, runtime.NumCPU()/2)
-	same := []string{
-		"--database-max-conns=10", "--password-memory=19456", "--password-passes=2",
-		fmt.Sprint("--password-concurrency=", atOnce), fmt.Sprint("--password-queue=", 32*atOnce),
-	}
-	proxy, err := b.startService("mesh proxy", "meshproxyd", "--name=account-db", "--register=always", "--upstream=unix:"+filepath.Join(socket, ".s.PGSQL.5432"))
-	if err != nil {
-		return nil, nil, err
-	}
-	account, err := b.startService("account", "accountd", append(same, "--register=always", "--database-password-file="+b.passwordFile(), "--key-encryption-key-file="+key)...)
-	if err != nil {
-		return nil, nil, err
-	}
-	database := url.URL{Scheme: "postgres", Path: "/account", RawQuery: url.Values{"host": {socket}, "user": {"account"}}.Encode()}
-	monolith, err := b.startYardstick(ctx, "monolith", []string{"PGPASSWORD=" + password}, append(same, "--database="+database.String())...)
+	database := url.URL{Scheme: "postgres", Path: "/account", RawQuery: url.Values{"host": {service.socket}, "user": {"account"}}.Encode()}
+	monolith, err := b.startYardstick(ctx, "monolith", []string{"PGPASSWORD=" + password}, append(accountFlags(), "--database="+database.String())...)
 	if err != nil {
 		return nil, nil, err
 	}
 
 	made := &atomic.Int64{}
-	one = b.newDoor("one handler", monolith.address, made, monolith, postgres)
-	platform = b.newDoor("platform", b.gatewayHTTP, made, b.gateway, account, proxy, postgres)
+	one = b.newDoor("one handler", monolith.address, made, monolith, service.postgres)
+	platform = b.newDoor("platform", b.gatewayHTTP, made, b.gateway, service.account, service.proxy, service.postgres)
 	// The service first: it makes the tables.
 	for _, d := range []*door{platform, one} {
 		if err := until(ctx, d.name+" answers", d.signUpNext); err != nil {
@@ -150,10 +130,54 @@ func (b *bench) openDoors(ctx context.Context) (one, platform *door, err error) 
 	return one, platform, nil
 }
 
+// accounts is the account service with what it needs.
+type accounts struct {
+	account, proxy, postgres *process
+	socket                   string // the folder of Postgres's
+}
+
+// accountFlags are the same for the service and for who is compared with it, or their
+// bounds would be compared: accountd's defaults.
+func accountFlags() []string {
+	atOnce := max(1, runtime.NumCPU()/2)
+	return []string{
+		"--database-max-conns=10", "--password-memory=19456", "--password-passes=2",
+		fmt.Sprint("--password-concurrency=", atOnce), fmt.Sprint("--password-queue=", 32*atOnce),
+	}
+}
+
+// accountService starts a Postgres as production has it and the account service in
+// the mesh, with the mesh proxy in front of Postgres, when nobody did before.
+func (b *bench) accountService(ctx context.Context) (*accounts, error) {
+	if b.accounts != nil {
+		return b.accounts, nil
+	}
+	fmt.Fprintln(os.Stderr, "starting Postgres and the account service")
+	postgres, socket, err := b.startPostgres(ctx, "account")
+	if err != nil {
+		return nil, err
+	}
+	key := filepath.Join(b.dir, "key")
+	if err := os.WriteFile(key, []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))), 0o600); err != nil {
+		return nil, fmt.Errorf("write the key encryption key: %w", err)
+	}
+	proxy, err := b.startService("mesh proxy", "meshproxyd", "--name=account-db", "--register=always", "--upstream=unix:"+filepath.Join(socket, ".s.PGSQL.5432"))
+	if err != nil {
+		return nil, err
+	}
+	account, err := b.startService("account", "accountd", append(accountFlags(), "--register=always", "--database-password-file="+b.passwordFile(), "--key-encryption-key-file="+key)...)
+	if err != nil {
+		return nil, err
+	}
+	b.accounts = &accounts{account: account, proxy: proxy, postgres: postgres, socket: socket}
+	return b.accounts, nil
+}
+
 func (b *bench) passwordFile() string { return filepath.Join(b.dir, "password") }
 
-// startPostgres returns it and the folder of its socket.
-func (b *bench) startPostgres(ctx context.Context) (*process, string, error) {
+// startPostgres starts the one of a service, and returns it and the folder of its
+// socket.
+func (b *bench) startPostgres(ctx context.Context, service string) (*process, string, error) {
 	binaries, err := tools.Ensure(ctx, tools.Postgres, func(line string) { fmt.Fprintln(os.Stderr, " ", line) })
 	if err != nil {
 		return nil, "", err
@@ -161,14 +185,14 @@ func (b *bench) startPostgres(ctx context.Context) (*process, string, error) {
 	if err := os.WriteFile(b.passwordFile(), []byte(password), 0o600); err != nil {
 		return nil, "", fmt.Errorf("write the database's password: %w", err)
 	}
-	p := &process{name: "Postgres", log: filepath.Join(b.dir, "postgres.log")}
+	p := &process{name: "Postgres", log: filepath.Join(b.dir, service+"-postgres.log")}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, "", fmt.Errorf("make the log of Postgres: %w", err)
 	}
 	b.closers = append(b.closers, func() { log.Close() })
 	server, err := pgserver.Start(ctx, pgserver.Config{
-		BinDir: binaries, DataDir: filepath.Join(b.dir, "postgres"), Role: "account", Database: "account",
+		BinDir: binaries, DataDir: filepath.Join(b.dir, service+"-postgres"), Role: service, Database: service,
 		PasswordFile: b.passwordFile(), Output: log,
 	})
 	if err != nil {

@@ -76,6 +76,16 @@ func (p *process) line(prefix string) (string, error) {
 	return "", fmt.Errorf("%s has not said %q but\n%s", p.name, prefix, said)
 }
 
+// lastWords are the end of the output, for who has to find out what went wrong.
+func (p *process) lastWords() string {
+	const most = 2000
+	said, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(said[max(0, len(said)-most):])
+}
+
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	done := make(chan struct{})

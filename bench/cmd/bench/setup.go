@@ -30,12 +30,17 @@ const drawn = `
 service "echo" { protocol = "grpc" }
 service "account" { protocol = "grpc" }
 service "account-db" { protocol = "tcp" }
+service "device" { protocol = "grpc" }
+service "device-db" { protocol = "tcp" }
 edge "gateway"     "echo" {}
 edge "copyproxy"   "echo" {}
 edge "restgateway" "echo" {}
 edge "bench"       "echo" {}
 edge "gateway"     "account" {}
 edge "account"     "account-db" {}
+edge "gateway"     "device" {}
+edge "device"      "account" {}
+edge "device"      "device-db" {}
 `
 
 // bench is one run.
@@ -48,6 +53,7 @@ type bench struct {
 	programs                 map[string]release.Binary
 	gateway                  *process
 	gatewayHTTP, gatewayGRPC string
+	accounts                 *accounts // nil before they are needed
 
 	closers []func()
 }
@@ -72,13 +78,13 @@ func (b *bench) setUp(ctx context.Context) error {
 	}
 
 	fmt.Fprintln(os.Stderr, "building the services and the yardsticks")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.dir, "./cmd/plainecho", "./cmd/copyproxy", "./cmd/restgateway", "./cmd/monolith")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.dir, "./cmd/plainecho", "./cmd/copyproxy", "./cmd/restgateway", "./cmd/monolith", "./cmd/fleet")
 	build.Dir = filepath.Join(b.root, "bench")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the yardsticks: %w\n%s", err, out)
 	}
-	if b.programs, err = release.Build(ctx, "echod", "gatewayd", "accountd", "meshproxyd"); err != nil {
+	if b.programs, err = release.Build(ctx, "echod", "gatewayd", "accountd", "deviced", "meshproxyd"); err != nil {
 		return err
 	}
 
