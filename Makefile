@@ -121,7 +121,7 @@ e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; abo
 	gotestsum --format standard-verbose -- -count 1 -timeout 35m -run 'TestCluster$(if $(RUN),/^$(RUN)$$)' ./e2e/cluster
 
 .PHONY: e2e-vms
-e2e-vms: marquee ## Terraform, virtual machines, a deployment, a machine lost and brought back (about 15 minutes); SERVERS=3
+e2e-vms: marquee ## Terraform, virtual machines, a deployment, machines lost, replaced and added (about 20 minutes); SERVERS=3
 	@$(MARQUEE) tools gotestsum >/dev/null
 	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
 

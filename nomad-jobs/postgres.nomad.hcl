@@ -435,6 +435,14 @@ job "postgres" {
       kill_signal  = "SIGTERM"
       kill_timeout = "15s"
 
+      # Without a token it ends, and has to be placed again to get one.
+      restart {
+        attempts = 3
+        interval = "1m"
+        delay    = "1s"
+        mode     = "fail"
+      }
+
       # Where nothing to run is given this is an artifact without a source, which
       # Nomad refuses.
       dynamic "artifact" {

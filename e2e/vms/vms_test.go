@@ -248,6 +248,7 @@ func TestInside(t *testing.T) {
 		{"OneMoreAndOneLess", r.oneMoreAndOneLess},
 		{"OneLessChangesNothing", r.noChanges},
 		{"DrainTheData", r.drainTheData},
+		{"LoseTheData", r.loseTheData},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, ctx) }) {
 			r.consoles(t, made)
@@ -594,6 +595,25 @@ func (r *room) drainTheData(t *testing.T, ctx context.Context) {
 	require.NoError(t, err)
 	r.signUp(t, ctx)
 	require.Equal(t, before.ID, r.asNomadHas(t, ctx, victim).ID)
+}
+
+// loseTheData destroys the machine that alone has the database's data. The database
+// waits for it, and serves again when it is back.
+func (r *room) loseTheData(t *testing.T, ctx context.Context) {
+	const victim = "client-1"
+	out, err := exec.CommandContext(ctx, marquee(t), "vms", "--env", name, "exec", "virsh", "destroy", name+"-"+victim).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	scenario.Eventually(ctx, t, 3*time.Minute, "Nomad sees that "+victim+" is away", func() error {
+		if r.asNomadHas(t, ctx, victim).Status == "ready" {
+			return errors.New("it is ready")
+		}
+		return nil
+	})
+	_, err = run(t, upLimit, "vms", "--env", name, "up")
+	require.NoError(t, err)
+	began := time.Now()
+	r.signUp(t, ctx)
+	t.Logf("an account was made %.1f s after %s was back", time.Since(began).Seconds(), victim)
 }
 
 // openPorts tries every port of every machine from an address outside of the

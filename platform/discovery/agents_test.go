@@ -138,9 +138,16 @@ func TestInstanceRegistersWithTheNextAgent(t *testing.T) {
 		entries, _, err := agent.Client.Health().Service("echo", "", true, nil)
 		return err == nil && len(entries) == 1
 	}
-	require.Eventually(t, func() bool { return found(first) }, 10*time.Second, 10*time.Millisecond)
-	first.Kill()
-	require.Eventually(t, func() bool { return found(second) }, 10*time.Second, 10*time.Millisecond)
+	// Where the first one was slow to answer it is with the second.
+	has, next := first, second
+	require.Eventually(t, func() bool {
+		if found(second) {
+			has, next = second, first
+		}
+		return found(has)
+	}, 10*time.Second, 10*time.Millisecond)
+	has.Kill()
+	require.Eventually(t, func() bool { return found(next) }, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, registered.Deregister(t.Context()))
-	require.False(t, found(second))
+	require.False(t, found(next))
 }

@@ -70,7 +70,8 @@ type Service struct {
 	life context.Context
 	fail context.CancelCauseFunc
 
-	closing sync.Once
+	watching sync.WaitGroup // what ends with life
+	closing  sync.Once
 
 	mu        sync.Mutex
 	serving   []string // names in gRPC health; "" is the whole process
@@ -109,6 +110,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		s.Close()
 		return nil, err
 	}
+	s.watching.Go(s.watchToken)
 	s.Require("mesh", s.mesh.Ready)
 	if s.admin, err = newAdmin(ctx, s); err != nil {
 		s.Close()
@@ -122,6 +124,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 func (s *Service) Close() {
 	s.closing.Do(func() {
 		s.fail(nil)
+		s.watching.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		s.readiness.close()

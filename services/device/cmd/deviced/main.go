@@ -37,7 +37,7 @@ type config struct {
 	MqttCertificateFile string `type:"path" help:"File with the certificate chain (PEM) that players are shown: they then connect over TLS, and over nothing else. It and the key are read for each connection, so that renewed ones are used at once. Empty: no encryption."`
 	MqttKeyFile         string `type:"path" help:"File with the certificate's private key (PEM)."`
 
-	MqttConnections   int           `default:"10000" help:"Most players connected to this instance."`
+	MqttConnections   int           `default:"5000" help:"Most players connected to this instance."`
 	MqttConnecting    int           `default:"500" help:"Most of them that are not let in yet; beyond that those make room that have said nothing for the longest."`
 	MqttConnectWithin time.Duration `default:"10s" help:"How long a connection may take until its player is let in."`
 	MqttKeepAlive     time.Duration `default:"5m" help:"Longest keep-alive; a player that asks for more gets this."`
