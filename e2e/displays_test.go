@@ -98,8 +98,9 @@ func TestDisplayDoor(t *testing.T) {
 	where, err := players(ctx)
 	require.NoError(t, err)
 	require.Len(t, where, 2)
+	// Each gateway spreads its own, and may still count one that has just ended.
 	for id, n := range where {
-		require.Equal(t, count/2, n-before[id], "connections are not spread evenly: %v, before %v", where, before)
+		require.InDelta(t, count/2, n-before[id], 1, "connections are not spread evenly: %v, before %v", where, before)
 	}
 
 	played := 0
