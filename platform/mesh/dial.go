@@ -310,12 +310,11 @@ func attempt(ctx context.Context, address string, connect func(context.Context, 
 	return connect(ctx, address)
 }
 
+// pauseAfter is shorter than between the attempts of a gRPC connection, which goes
+// on to other instances: here somebody waits.
 func pauseAfter(round int) time.Duration {
-	s := DefaultDialSettings()
-	if round > 8 {
-		return s.LastRetry
-	}
-	return min(s.FirstRetry<<(round-1), s.LastRetry)
+	const longest = 250 * time.Millisecond
+	return min(DefaultDialSettings().FirstRetry<<min(round-1, 8), longest)
 }
 
 // waitOr waits for a change or for d and reports whether ctx is still alive.

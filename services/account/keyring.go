@@ -27,6 +27,9 @@ const (
 	verifyFor = 4 * RefreshInterval
 	// refreshTimeout bounds one refresh, so that a stuck one is tried again.
 	refreshTimeout = 2 * RefreshInterval
+	// refreshAgain is after how long a refresh is tried again that failed: what
+	// this instance knows gets too old soon.
+	refreshAgain = RefreshInterval / 8
 )
 
 // KeyStore is where the instances share keys and ended sessions. Its errors are
@@ -84,13 +87,16 @@ func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience stri
 // Run refreshes until ctx ends. A failure is logged when it begins and when it
 // is over; meanwhile the instance goes on with what it knows.
 func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
-	tick := time.NewTicker(RefreshInterval)
-	defer tick.Stop()
 	failing := false
 	for {
+		next := time.NewTimer(RefreshInterval)
 		err := r.Refresh(ctx)
+		if err != nil {
+			next.Reset(refreshAgain)
+		}
 		switch {
 		case ctx.Err() != nil:
+			next.Stop()
 			return nil
 		case err != nil && !failing:
 			log.Warn("signing keys and ended sessions cannot be refreshed; trying on", "error", err)
@@ -99,8 +105,9 @@ func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
 		}
 		failing = err != nil
 		select {
-		case <-tick.C:
+		case <-next.C:
 		case <-ctx.Done():
+			next.Stop()
 			return nil
 		}
 	}
