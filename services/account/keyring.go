@@ -89,14 +89,10 @@ func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience stri
 func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
 	failing := false
 	for {
-		next := time.NewTimer(RefreshInterval)
+		began := time.Now()
 		err := r.Refresh(ctx)
-		if err != nil {
-			next.Reset(refreshAgain)
-		}
 		switch {
 		case ctx.Err() != nil:
-			next.Stop()
 			return nil
 		case err != nil && !failing:
 			log.Warn("signing keys and ended sessions cannot be refreshed; trying on", "error", err)
@@ -104,6 +100,11 @@ func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
 			log.Info("signing keys and ended sessions are up to date again")
 		}
 		failing = err != nil
+		pause := RefreshInterval - time.Since(began)
+		if failing {
+			pause = refreshAgain
+		}
+		next := time.NewTimer(pause)
 		select {
 		case <-next.C:
 		case <-ctx.Done():
