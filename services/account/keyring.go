@@ -88,12 +88,11 @@ func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience stri
 // is over; meanwhile the instance goes on with what it knows.
 func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
 	failing := false
-	for {
+	for ctx.Err() == nil {
 		began := time.Now()
 		err := r.Refresh(ctx)
 		switch {
-		case ctx.Err() != nil:
-			return nil
+		case ctx.Err() != nil: // which is no failure
 		case err != nil && !failing:
 			log.Warn("signing keys and ended sessions cannot be refreshed; trying on", "error", err)
 		case err == nil && failing:
@@ -109,9 +108,9 @@ func (r *Keyring) Run(ctx context.Context, log hclog.Logger) error {
 		case <-next.C:
 		case <-ctx.Done():
 			next.Stop()
-			return nil
 		}
 	}
+	return nil
 }
 
 // Refresh reads the keys and ended sessions, and publishes the next key when it
