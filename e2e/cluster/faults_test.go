@@ -21,10 +21,10 @@ import (
 
 const (
 	// replaceBound is how long after a machine was lost its instances may take to
-	// be healthy elsewhere. It takes 10 to 15 s on two processors: Nomad gives a
+	// be healthy elsewhere. It takes 10 to 12 s on two quiet processors: Nomad gives a
 	// machine up to 5 s to be heard of again, and jobs another 5 s to come back; the
 	// rest is three services that start at once.
-	replaceBound = 20 * time.Second
+	replaceBound = 15 * time.Second
 	// staleBound is how long callers may be sent to an instance that is cut off.
 	staleBound = 2 * time.Second
 	// leadersBound is how long the servers may be without a leader. They elect
