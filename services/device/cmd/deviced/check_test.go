@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -76,15 +75,14 @@ func TestCheckPlays(t *testing.T) {
 // TestCheckPlaysProgram runs the program as an operator does: beside an instance,
 // once when the sums are right and once when one is not.
 func TestCheckPlaysProgram(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "deviced")
-	text, err := exec.CommandContext(within(t), "go", "build", "-o", program, ".").CombinedOutput()
-	require.NoError(t, err, "%s", text)
+	program, err := os.Executable()
+	require.NoError(t, err)
 	w := newWorld(t)
 	check := func() (printed, logged string, code int) {
 		t.Helper()
 		args := append([]string{"--check-plays", "--mesh=plaintext", "--environment=test", "--mode=test", "--nats-address=" + w.nats}, w.database...)
 		command := exec.CommandContext(within(t), program, args...)
-		command.Env = []string{}
+		command.Env = []string{asProgram + "="}
 		var out, errs bytes.Buffer
 		command.Stdout, command.Stderr = &out, &errs
 		err := command.Run()

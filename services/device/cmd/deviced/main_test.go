@@ -25,7 +25,17 @@ import (
 
 var pg pgtest.Server
 
-func TestMain(m *testing.M) { os.Exit(pg.Main(m)) }
+// asProgram is the environment variable with which this test binary is deviced.
+const asProgram = "DEVICED_TEST_PROGRAM"
+
+// TestMain is also the program that TestCheckPlaysProgram runs.
+func TestMain(m *testing.M) {
+	if _, ok := os.LookupEnv(asProgram); ok {
+		main()
+		return
+	}
+	os.Exit(pg.Main(m))
+}
 
 const (
 	organisation = "org_01ARZ3NDEKTSV4RRFFQ69G5FAV"
