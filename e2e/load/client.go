@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -157,25 +159,25 @@ func (c *REST) Set(bases ...string) {
 }
 
 // pick is the next gateway in turn that is not resting and was not asked before;
-// or the next that was not asked, or just the next.
+// or the next that was not asked, or that could be reached last, or just the next.
 func (c *REST) pick(asked []*base) *base {
 	bases := *c.bases.Load()
 	first := c.next.Add(1)
 	now := time.Now()
 	next := bases[first%uint64(len(bases))]
+	var unasked, reached *base
 	for i := range uint64(len(bases)) {
 		b := bases[(first+i)%uint64(len(bases))]
-		if slices.Contains(asked, b) {
-			continue
-		}
-		if b.usable(now) {
+		switch before := slices.Contains(asked, b); {
+		case !before && b.usable(now):
 			return b
-		}
-		if slices.Contains(asked, next) {
-			next = b
+		case !before && unasked == nil:
+			unasked = b
+		case before && reached == nil && b.rests.Load() == 0:
+			reached = b
 		}
 	}
-	return next
+	return cmp.Or(unasked, reached, next)
 }
 
 // Close ends idle connections.
@@ -213,6 +215,12 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 		tries = 4
 	}
 	var asked []*base
+	var failed []string // tries before the last, for who asks why
+	defer func() {
+		if err != nil && len(failed) > 0 {
+			err = fmt.Errorf("%w (tried before: %s)", err, strings.Join(failed, "; "))
+		}
+	}()
 	for try := range tries {
 		if try > 0 {
 			select {
@@ -229,9 +237,10 @@ func (c *REST) Do(ctx context.Context, r Request, out any) (servedBy string, err
 		} else {
 			b.rests.Store(0)
 		}
-		if ctx.Err() != nil || !repeatable(err) {
+		if ctx.Err() != nil || !repeatable(err) || try == tries-1 {
 			return servedBy, err
 		}
+		failed = append(failed, b.url+": "+err.Error())
 	}
 	return servedBy, err
 }
