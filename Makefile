@@ -121,9 +121,9 @@ e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; abo
 	gotestsum --format standard-verbose -- -count 1 -timeout 35m -run 'TestCluster$(if $(RUN),/^$(RUN)$$)' ./e2e/cluster
 
 .PHONY: e2e-vms
-e2e-vms: marquee ## Terraform, virtual machines, a deployment, machines lost, replaced and added (about 20 minutes); SERVERS=3
+e2e-vms: marquee ## Terraform, virtual machines, a deployment, machines lost, replaced and added (about 20 minutes); SERVERS=3, RUN='LoseAMachine|LoseTheData' for some steps
 	@$(MARQUEE) tools gotestsum >/dev/null
-	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
+	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) MARQUEE_E2E_STEPS='$(RUN)' gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
 
 .PHONY: bench
 bench: marquee ## Measure what the mesh, the gateway and displays cost; writes docs/performance.md (about 13 minutes); BENCH='-only account' prints a part

@@ -32,6 +32,15 @@ const ServedBy = "x-served-by"
 // connection unmade, before its clients take it for dead and go to another.
 const deadPeer = 2 * time.Second
 
+// dialer makes connections that end soon after their peer's machine has, also when
+// it had acknowledged a request and only its answer is missing.
+func dialer() *net.Dialer {
+	return &net.Dialer{
+		Timeout: deadPeer, Control: giveUpOn(deadPeer),
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: deadPeer / 2, Interval: deadPeer / 2, Count: 2},
+	}
+}
+
 // retryPolicy is what any client of the gateways should have: they are two, and
 // a call declared idempotent may be sent again to the other one.
 const retryPolicy = `{
@@ -73,7 +82,11 @@ func DialGRPCFollowing(addresses ...string) (conn *grpc.ClientConn, set func(add
 func dialGRPC(addresses []string, options ...grpc.DialOption) (*grpc.ClientConn, func(...string), error) {
 	gateways := manual.NewBuilderWithScheme("gateways")
 	gateways.InitialState(stateOf(addresses))
+	tcp := dialer()
 	conn, err := grpc.NewClient("gateways:///all", append(options,
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return tcp.DialContext(ctx, "tcp", address)
+		}),
 		grpc.WithResolvers(gateways),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(retryPolicy),
@@ -130,9 +143,8 @@ func (b *base) usable(now time.Time) bool {
 
 // NewREST makes a client; bases are URLs such as http://127.0.0.1:8080.
 func NewREST(bases ...string) *REST {
-	dialer := &net.Dialer{Timeout: deadPeer, Control: giveUpOn(deadPeer)}
 	c := &REST{http: &http.Client{Transport: &http.Transport{
-		DialContext:         dialer.DialContext,
+		DialContext:         dialer().DialContext,
 		MaxIdleConnsPerHost: 256,
 		IdleConnTimeout:     30 * time.Second,
 	}}}

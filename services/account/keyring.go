@@ -30,6 +30,9 @@ const (
 	// refreshAgain is after how long a refresh is tried again that failed: what
 	// this instance knows gets too old soon.
 	refreshAgain = RefreshInterval / 8
+	// refreshWait is how long a service that asks waits for a refresh that is late.
+	// It is less than a service waits for an answer.
+	refreshWait = time.Second
 )
 
 // KeyStore is where the instances share keys and ended sessions. Its errors are
@@ -59,7 +62,8 @@ type Keyring struct {
 	random   io.Reader
 
 	mu          sync.RWMutex
-	refreshed   time.Time // when the reading of what follows began
+	refreshed   time.Time     // when the reading of what follows began
+	loaded      chan struct{} // closed when it was read again
 	keys        []Key
 	privates    map[string]ed25519.PrivateKey
 	ended       map[string]struct{}  // by session id
@@ -79,7 +83,7 @@ func NewKeyring(store KeyStore, secret *Secret, schedule Schedule, audience stri
 		return nil, err
 	}
 	return &Keyring{
-		store: store, secret: secret, schedule: schedule, audience: audience, now: now, random: random,
+		store: store, secret: secret, schedule: schedule, audience: audience, now: now, random: random, loaded: make(chan struct{}),
 		privates: map[string]ed25519.PrivateKey{}, ended: map[string]struct{}{}, endedHere: map[string]time.Time{},
 	}, nil
 }
@@ -177,6 +181,8 @@ func (r *Keyring) load(ctx context.Context) ([]Key, error) {
 	r.refreshed, r.keys, r.privates = began, keys, privates
 	r.ended, r.versions = ids, versions
 	r.endedInOrder, r.changedInOrder = ended, changed
+	close(r.loaded)
+	r.loaded = make(chan struct{})
 	// A log-out on this instance may be younger than what was just read.
 	for id, until := range r.endedHere {
 		if _, stored := r.ended[id]; stored || until.Before(began) {

@@ -347,6 +347,41 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, err)
 	})
 
+	t.Run("OKRefreshedLate", func(t *testing.T) {
+		c := newClock()
+		r := newKeyring(t, &keyStore{}, day(), c)
+		require.NoError(t, r.Refresh(t.Context()))
+		r.Await(t.Context())
+		c.move(publishFor + time.Millisecond)
+		waited := make(chan struct{})
+		go func() {
+			defer close(waited)
+			r.Await(t.Context())
+		}()
+		select {
+		case <-waited:
+			t.Error("it did not wait")
+		case <-time.After(20 * time.Millisecond):
+		}
+		require.NoError(t, r.Refresh(t.Context()))
+		<-waited
+		_, _, err := r.Published(Page{})
+		require.NoError(t, err)
+	})
+
+	t.Run("ErrNotRefreshedAfterAWhile", func(t *testing.T) {
+		c := newClock()
+		r := newKeyring(t, &keyStore{}, day(), c)
+		began := time.Now()
+		r.Await(t.Context())
+		require.GreaterOrEqual(t, time.Since(began), refreshWait)
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		r.Await(left)
+		_, _, err := r.Published(Page{})
+		require.ErrorIs(t, err, ErrSigningKeysUnavailable)
+	})
+
 	t.Run("ErrOtherSecret", func(t *testing.T) {
 		c := newClock()
 		store := &keyStore{}

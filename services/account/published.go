@@ -1,6 +1,7 @@
 package account
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -28,9 +29,36 @@ func (r *Keyring) PublishedKeys() ([]Key, error) {
 	return r.publishedKeys(now)
 }
 
+// Await returns when what this instance knows is young enough to be published, or
+// refreshWait has passed, or ctx has ended: a database that is slow for a moment is
+// no reason to send a service away.
+func (r *Keyring) Await(ctx context.Context) {
+	limit := time.NewTimer(refreshWait)
+	defer limit.Stop()
+	for {
+		r.mu.RLock()
+		young, loaded := r.young(r.now()), r.loaded
+		r.mu.RUnlock()
+		if young {
+			return
+		}
+		select {
+		case <-loaded:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (r *Keyring) young(now time.Time) bool {
+	return len(r.keys) > 0 && now.Sub(r.refreshed) <= publishFor
+}
+
 // publishedKeys fails when this instance has not refreshed for too long.
 func (r *Keyring) publishedKeys(now time.Time) ([]Key, error) {
-	if len(r.keys) == 0 || now.Sub(r.refreshed) > publishFor {
+	if !r.young(now) {
 		return nil, ErrSigningKeysUnavailable
 	}
 	var keys []Key

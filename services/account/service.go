@@ -102,11 +102,17 @@ func (s *Service) GetAccount(ctx context.Context, caller auth.Caller, accountID 
 }
 
 // Published is what every service is to know to verify access tokens:
-// Keyring.Published.
-func (s *Service) Published(page Page) (Published, string, error) { return s.keys.Published(page) }
+// Keyring.Published, after Keyring.Await.
+func (s *Service) Published(ctx context.Context, page Page) (Published, string, error) {
+	s.keys.Await(ctx)
+	return s.keys.Published(page)
+}
 
 // PublishedKeys are the keys alone. Errors: ErrSigningKeysUnavailable.
-func (s *Service) PublishedKeys() ([]Key, error) { return s.keys.PublishedKeys() }
+func (s *Service) PublishedKeys(ctx context.Context) ([]Key, error) {
+	s.keys.Await(ctx)
+	return s.keys.PublishedKeys()
+}
 
 // RunSweep removes what counts for nothing any more, every minute until ctx ends.
 func (s *Service) RunSweep(ctx context.Context) error {

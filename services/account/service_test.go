@@ -213,7 +213,7 @@ func TestService(t *testing.T) {
 
 		w.clock.move(account.TokenLifetime + account.ClockLeeway + time.Second)
 		require.NoError(t, hereKeys.Refresh(t.Context()))
-		published, _, err := here.Published(account.Page{})
+		published, _, err := here.Published(t.Context(), account.Page{})
 		require.NoError(t, err)
 		require.Empty(t, published.Ended)
 		require.NoError(t, here.LogOut(t.Context(), auth.Caller{SessionID: "ses_swept"}, from))

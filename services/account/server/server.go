@@ -58,8 +58,8 @@ func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountReques
 }
 
 // GetSigningKeys returns what verifies access tokens.
-func (s *Server) GetSigningKeys(_ context.Context, req *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	published, next, err := s.service.Published(account.Page(service.PageOf(req)))
+func (s *Server) GetSigningKeys(ctx context.Context, req *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
+	published, next, err := s.service.Published(ctx, account.Page(service.PageOf(req)))
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +83,8 @@ func (s *Server) GetSigningKeys(_ context.Context, req *accountv1.GetSigningKeys
 }
 
 // GetJSONWebKeySet returns the keys as a JSON Web Key Set.
-func (s *Server) GetJSONWebKeySet(context.Context, *accountv1.GetJSONWebKeySetRequest) (*accountv1.GetJSONWebKeySetResponse, error) {
-	keys, err := s.service.PublishedKeys()
+func (s *Server) GetJSONWebKeySet(ctx context.Context, _ *accountv1.GetJSONWebKeySetRequest) (*accountv1.GetJSONWebKeySetResponse, error) {
+	keys, err := s.service.PublishedKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
