@@ -10,6 +10,7 @@ import (
 	"golang.org/x/text/currency"
 	"golang.org/x/text/secure/precis"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/fault"
 )
 
@@ -51,7 +52,7 @@ type Settings struct {
 	SlotPrice Price
 	TimeZone  string // IANA
 	// Hours are when it is on, in its time zone, sorted; always without any.
-	Hours []Opening
+	Hours []airtime.Opening
 }
 
 // Place is where a display stands: degrees, WGS 84.
@@ -69,14 +70,6 @@ type Screen struct {
 type Price struct {
 	AmountMinor int64
 	Currency    string // ISO 4217
-}
-
-// Opening is a time of one weekday: from minute Open to before minute Close since
-// midnight by the clock on the wall.
-type Opening struct {
-	Weekday int `json:"weekday"` // 1 (Monday) to 7, as ISO 8601
-	Open    int `json:"open"`
-	Close   int `json:"close"`
 }
 
 // State is whether a player can connect as the device.
@@ -133,10 +126,7 @@ func (s Settings) cleaned() (Settings, error) {
 	if _, err := time.LoadLocation(s.TimeZone); err != nil || s.TimeZone == "Local" || s.TimeZone == "" {
 		return Settings{}, ErrSettings.WithField("settings.time_zone", "time_zone.known", "is no IANA time zone, such as Europe/Berlin")
 	}
-	s.Hours = slices.Clone(s.Hours)
-	slices.SortFunc(s.Hours, func(a, b Opening) int {
-		return (a.Weekday*minutesOfDay + a.Open) - (b.Weekday*minutesOfDay + b.Open)
-	})
+	s.Hours = airtime.Sorted(s.Hours)
 	for i, h := range s.Hours {
 		if h.Close <= h.Open {
 			return Settings{}, ErrSettings.WithField("settings.hours", "hours.order", "close before they open")
@@ -154,8 +144,6 @@ func cleanName(text string) (name string, ok bool) {
 	n := utf8.RuneCountInString(name)
 	return name, err == nil && n >= 1 && n <= maxName
 }
-
-const minutesOfDay = 24 * 60
 
 // Equal says whether two settings are the same.
 func (s Settings) Equal(o Settings) bool {

@@ -95,9 +95,10 @@ type PlaneStore interface {
 	// Secrets are the hashes of the credentials of those of the devices that can
 	// connect.
 	Secrets(ctx context.Context, deviceIDs []string) (map[string][]byte, error)
-	// Programmes are those of the devices that have a playlist, Editions which they
-	// are.
-	Programmes(ctx context.Context, deviceIDs []string) (map[string]Programme, error)
+	// Programmes are those of the devices that have a playlist, with what is booked in
+	// the time that a schedule made now is about, Editions which they are. The bookings
+	// are not older than the edition.
+	Programmes(ctx context.Context, deviceIDs []string, now time.Time) (map[string]Programme, error)
 	Editions(ctx context.Context, deviceIDs []string) (map[string]Edition, error)
 
 	// SeeInstance says that the instance runs: its connections are believed for
@@ -376,7 +377,7 @@ func (p *Plane) Listens(ctx context.Context, session Session, channel string) {
 // it. A player that cannot be told now is ended: it asks again when it is back.
 func (p *Plane) sendPlaylist(ctx context.Context, c *connection) {
 	id := c.session.DeviceID()
-	found, err := p.store.Programmes(ctx, []string{id})
+	found, err := p.store.Programmes(ctx, []string{id}, p.now())
 	if err != nil {
 		p.log.Warn("a playlist could not be read", "device", id, "error", err)
 		c.session.End(EndBusy)
@@ -403,16 +404,20 @@ func (p *Plane) sendEdition(c *connection, newest Programme) error {
 	if !c.playlist.listens || has || newest.Edition.before(c.playlist.sent) {
 		return nil
 	}
-	text, err := newest.document(now)
+	d, err := newest.document(now)
 	if err != nil {
 		return err
 	}
-	if err := c.session.Send(ChannelPlaylist, text); err != nil {
+	if d.omitted > 0 {
+		p.log.Warn("a playlist has no room for all that is booked", "device", newest.DeviceID, "slots_left_out", d.omitted)
+	}
+	if err := c.session.Send(ChannelPlaylist, d.text); err != nil {
 		return fmt.Errorf("sending it: %w", err)
 	}
 	c.playlist.sent = newest.Edition
-	// Players that came together are not told together.
-	c.playlist.stale = now.Add(scheduleEvery + rand.N(scheduleEvery))
+	// Players that came together are not told together. One that has little is told
+	// before half of it is over.
+	c.playlist.stale = now.Add(min(scheduleEvery+rand.N(scheduleEvery), d.until.Sub(now)/2))
 	return nil
 }
 
@@ -447,7 +452,7 @@ func (p *Plane) extendSome(ctx context.Context, some []*connection) error {
 	for i, c := range some {
 		ids[i] = c.session.DeviceID()
 	}
-	found, err := p.store.Programmes(ctx, ids)
+	found, err := p.store.Programmes(ctx, ids, p.now())
 	if err != nil {
 		return fmt.Errorf("reading playlists: %w", err)
 	}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/airtime"
 )
 
 // Playlist is what a device plays.
@@ -26,12 +29,18 @@ type Item struct {
 	DurationMS int    `json:"duration_ms"`
 }
 
-// Programme is a playlist with the settings that say when it is played.
+// Programme is a playlist with the settings that say when it is played, and what is
+// booked.
 type Programme struct {
 	Playlist
 	Edition  Edition
 	TimeZone string
-	Hours    []Opening
+	Hours    []airtime.Opening
+	// Slots is how many the loop has, each as long as SlotLength.
+	Slots      int
+	SlotLength time.Duration
+	// Lines are those of the time that a schedule is about, in the order of their ids.
+	Lines []BookedLine
 }
 
 // Edition is of which version of its playlist, and which revision of its settings, a
@@ -43,25 +52,89 @@ type Edition struct {
 // before says whether something has changed since.
 func (e Edition) before(o Edition) bool { return e.Version < o.Version || e.Revision < o.Revision }
 
-// document is the programme as players get it, with a schedule from now on.
-func (p Programme) document(now time.Time) ([]byte, error) {
-	items, loop := p.Items, make([]int, len(p.Items))
-	if items == nil {
-		items = []Item{}
-	}
-	for i := range loop {
-		loop[i] = i
-	}
-	periods, err := schedule(p.TimeZone, p.Hours, loop, now)
+// maxDocument bounds a playlist with what is booked, in bytes: a packet has 64 KiB,
+// with the topic.
+const maxDocument = 64<<10 - 256
+
+// document is a programme as players get it.
+type document struct {
+	text []byte
+	// until is the end of what its schedule says.
+	until time.Time
+	// omitted is how many slots of the first period are booked and not shown, because
+	// it would be too long.
+	omitted int
+}
+
+// document is the programme with a schedule from now on. With bookings it is bounded:
+// when it would be too long, or have too many periods, items of the default playlist
+// have fewer turns, then the schedule ends earlier. One that is too long with a single
+// period is without the default items, and then without the last slots.
+func (p Programme) document(now time.Time) (document, error) {
+	parts, err := p.parts(now)
 	if err != nil {
-		return nil, err
+		return document{}, err
 	}
+	var d document
+	_, d.until = Window(now)
+	shorten := func(to int) {
+		// What is over is for players whose clock is behind: by so much it may be.
+		for len(parts) > to && !parts[0].Until.After(now.Add(-clockAhead)) {
+			parts = parts[1:]
+		}
+		if len(parts) > to {
+			parts = parts[:to]
+			d.until = parts[to-1].Until
+		}
+	}
+	if len(parts) > MaxPeriods {
+		shorten(MaxPeriods)
+	}
+	for defaults, places := p.Items, maxPlaces; ; {
+		if d.text, err = p.write(parts, defaults, places); err != nil {
+			return document{}, err
+		}
+		booked := slices.ContainsFunc(parts, func(p part) bool { return p.slots != nil })
+		switch {
+		case len(d.text) <= maxDocument || !booked:
+			return d, nil
+		case places > 0:
+			places /= 4
+		case len(parts) > 1:
+			shorten(len(parts) * 3 / 4)
+		case len(defaults) > 0:
+			defaults = nil
+		default:
+			d.omitted += omit(parts[0].slots)
+		}
+	}
+}
+
+// omit leaves the last eighth of what is booked out, and says how many slots.
+func omit(slots []*Item) (omitted int) {
+	booked := 0
+	for _, item := range slots {
+		if item != nil {
+			booked++
+		}
+	}
+	for slot := len(slots) - 1; slot >= 0 && omitted*8 < booked; slot-- {
+		if slots[slot] != nil {
+			slots[slot] = nil
+			omitted++
+		}
+	}
+	return omitted
+}
+
+func (p Programme) write(parts []part, defaults []Item, places int) ([]byte, error) {
+	items, schedule := periods(parts, defaults, places)
 	text, err := json.Marshal(struct {
 		DeviceID string   `json:"device_id"`
 		Version  int64    `json:"version"`
 		Items    []Item   `json:"items"`
 		Schedule []Period `json:"schedule"`
-	}{p.DeviceID, p.Version, items, periods})
+	}{p.DeviceID, p.Version, items, schedule})
 	if err != nil {
 		return nil, fmt.Errorf("writing a playlist: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres/postgrestest"
 )
@@ -131,7 +132,7 @@ func TestSchedules(t *testing.T) {
 	t.Run("HoursChange", func(t *testing.T) {
 		require.Equal(t, time.Date(2026, 10, 24, 18, 59, 59, 0, time.UTC), now.now())
 		began := time.Now()
-		update(func(o *device.Settings) { o.Hours = []device.Opening{{Weekday: 7, Open: 480, Close: 1200}} })
+		update(func(o *device.Settings) { o.Hours = []airtime.Opening{{Weekday: 7, Open: 480, Close: 1200}} })
 		count++
 		m := last.waitFor(t, count, time.Second)
 		t.Logf("other hours came after %s", time.Since(began))
@@ -141,7 +142,7 @@ func TestSchedules(t *testing.T) {
 		count++
 		m = last.waitFor(t, count, time.Second)
 		require.Equal(t, time.Date(2026, 10, 25, 7, 0, 0, 0, time.UTC), m.Schedule[0].From, "it was still summer the day before")
-		update(func(o *device.Settings) { o.Hours = []device.Opening{{Weekday: 3, Open: 480, Close: 1200}} })
+		update(func(o *device.Settings) { o.Hours = []airtime.Opening{{Weekday: 3, Open: 480, Close: 1200}} })
 		count++
 		require.Empty(t, last.waitFor(t, count, time.Second).Schedule, "there is no opening in the next 30 hours")
 	})
@@ -178,7 +179,7 @@ func TestProgrammesAreRead(t *testing.T) {
 	var ids []string
 	for n := range 3 {
 		o := settings()
-		o.Hours = []device.Opening{{Weekday: 1 + n, Open: 60, Close: 120}}
+		o.Hours = []airtime.Opening{{Weekday: 1 + n, Open: 60, Close: 120}}
 		made, err := s.Create(t.Context(), "acc_1", fmt.Sprint("request-", n), organisation, o)
 		require.NoError(t, err)
 		ids = append(ids, made.ID)
@@ -189,12 +190,12 @@ func TestProgrammesAreRead(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
-	found, err := store.Programmes(t.Context(), append(ids, "dev_unknown"))
+	found, err := store.Programmes(t.Context(), append(ids, "dev_unknown"), time.Now())
 	require.NoError(t, err)
 	require.Len(t, found, 2)
 	for n, id := range ids[:2] {
 		require.Equal(t, []device.Item{{CreativeID: fmt.Sprint(n), DurationMS: 1000}}, found[id].Items)
-		require.Equal(t, []device.Opening{{Weekday: 1 + n, Open: 60, Close: 120}}, found[id].Hours)
+		require.Equal(t, []airtime.Opening{{Weekday: 1 + n, Open: 60, Close: 120}}, found[id].Hours)
 		require.Equal(t, "UTC", found[id].TimeZone)
 		require.Equal(t, device.Edition{Version: 1, Revision: 1}, found[id].Edition)
 	}

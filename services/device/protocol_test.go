@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/services/device"
+	"github.com/marquee-ads/marquee/services/device/player"
 )
 
 // TestProtocolDocument holds docs/device-protocol.md to what is so.
@@ -18,7 +19,7 @@ func TestProtocolDocument(t *testing.T) {
 	raw, err := os.ReadFile("../../docs/device-protocol.md")
 	require.NoError(t, err)
 	text := string(raw)
-	var plays, playlists, commands, replies int
+	var plays, playlists, commands, replies, texts int
 	for _, block := range regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(text, -1) {
 		example := strings.TrimSpace(block[1])
 		require.True(t, json.Valid([]byte(example)), example)
@@ -40,9 +41,20 @@ func TestProtocolDocument(t *testing.T) {
 			for n, period := range p.Schedule {
 				require.True(t, period.From.Before(period.Until))
 				require.True(t, n == 0 || p.Schedule[n-1].Until.Before(period.From))
-				require.Equal(t, []int{0}, period.Loop)
+				require.NotEmpty(t, period.Loop)
+				for _, place := range period.Loop {
+					require.Less(t, place, len(p.Items))
+				}
 			}
 			playlists++
+		case strings.Contains(example, `"text"`):
+			decoder := json.NewDecoder(strings.NewReader(example))
+			decoder.DisallowUnknownFields()
+			var shown player.Text
+			require.NoError(t, decoder.Decode(&shown))
+			require.NotContains(t, []any{shown.Text, shown.Color, shown.Background, shown.Alignment}, "")
+			require.Positive(t, shown.SizePercent)
+			texts++
 		case strings.Contains(example, `"result"`):
 			reply, ok := device.ParseReply([]byte(example))
 			require.True(t, ok)
@@ -53,7 +65,9 @@ func TestProtocolDocument(t *testing.T) {
 			commands++
 		}
 	}
-	require.Equal(t, [4]int{1, 1, 1, 1}, [4]int{plays, playlists, commands, replies}, "the examples of a play, a playlist, a command and a reply")
+	require.Equal(t, [5]int{1, 1, 1, 1, 1}, [5]int{plays, playlists, commands, replies, texts}, "the examples of a play, a playlist, a command, a reply and a text")
+	require.Contains(t, text, "`"+player.TextType+"`")
+	require.Contains(t, text, "A `loop` has at most "+strconv.Itoa(device.MaxSlots)+" places")
 	for _, kind := range []device.CommandKind{device.Identify, device.Refresh, device.Takedown, device.Screenshot} {
 		require.Contains(t, text, "| `"+string(kind)+"` |")
 	}

@@ -28,6 +28,7 @@ var idPattern = regexp.MustCompile(`^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$`)
 type Store interface {
 	CommandStore
 	GroupStore
+	LineStore
 
 	// CreateDevice stores a device, unless the request came before: then it returns
 	// the one that was made. Errors: ErrRequestIDReused, ErrTooManyDevices.

@@ -15,6 +15,9 @@ const (
 	clockSince = 2024
 	// lookEvery is how often the clock is looked at: it may jump.
 	lookEvery = time.Second
+	// early is by how much another period begins before its time, so that nothing of
+	// the one before it is begun a moment before its end.
+	early = 50 * time.Millisecond
 	// maxHeld is how many plays wait in memory for the clock or the disk.
 	maxHeld = 10_000
 )
@@ -34,20 +37,29 @@ func (d *Display) play(ctx context.Context) {
 	var version int64
 	var loop []Item
 	next := 0
+	var due time.Time // when the next item is to begin; zero is whenever it does
 	for ctx.Err() == nil {
 		now, of := d.slot()
-		if of != version || !slices.Equal(now.items, loop) {
-			version, loop, next = of, now.items, 0
+		version = of
+		// A playlist that changes something else does not begin the loop again: the end
+		// of it would be left out each time.
+		if !slices.Equal(now.items, loop) {
+			loop, next = now.items, 0
 		}
 		item, ok := d.nextItem(loop, version, &next)
 		if !ok {
 			d.show(nil, now.until, now.off)
 			held = d.waitForItems(ctx, held)
+			due = time.Time{}
 			continue
 		}
 		began := time.Now()
-		d.show(&item, began.Add(item.Duration()), false)
-		d.waitFor(ctx, item)
+		until := endOf(item, due, began)
+		d.show(&item, until, false)
+		due = time.Time{}
+		if d.waitFor(ctx, item, until) {
+			due = until
+		}
 		if shown := time.Since(began).Milliseconds(); shown > 0 {
 			held = append(held, heldPlay{Play{CreativeID: item.CreativeID, DurationMS: shown}, began})
 		}
@@ -59,22 +71,34 @@ func (d *Display) play(ctx context.Context) {
 	}
 }
 
+// endOf is when an item ends that was due at a time and has begun a moment after it:
+// as if it had not been late, so that moments do not add up over the loops of a day.
+func endOf(item Item, due, began time.Time) time.Time {
+	if late := began.Sub(due); late < 0 || late > min(item.Duration()/25, 250*time.Millisecond) {
+		due = began
+	}
+	return due.Add(item.Duration())
+}
+
+// clock is the one that the schedule is followed by.
+func (d *Display) clock() time.Time { return d.wall().Add(early) }
+
 // slot is what the playlist has for now, and the playlist's version.
 func (d *Display) slot() (slot, int64) {
 	d.mu.Lock()
 	p := d.playlist
 	d.mu.Unlock()
-	return p.at(d.wall()), p.Version
+	return p.at(d.clock()), p.Version
 }
 
-// nextItem is the next of a loop that is not taken down; next counts on.
+// nextItem is the next of a loop that is there and not taken down; next counts on.
 func (d *Display) nextItem(loop []Item, version int64, next *int) (Item, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for range loop {
 		item := loop[*next%len(loop)]
 		*next++
-		if !d.takenDown(item, version) {
+		if d.there[item.SHA256] && !d.takenDown(item, version) {
 			return item, true
 		}
 	}
@@ -93,9 +117,10 @@ func (d *Display) show(item *Item, until time.Time, off bool) {
 	}
 }
 
-// waitFor returns when the item was shown to its end, or must not be shown any more.
-func (d *Display) waitFor(ctx context.Context, item Item) {
-	full := time.NewTimer(item.Duration())
+// waitFor returns when the item was shown to its end, which is true, or must not be
+// shown any more.
+func (d *Display) waitFor(ctx context.Context, item Item, until time.Time) bool {
+	full := time.NewTimer(time.Until(until))
 	defer full.Stop()
 	for {
 		now, version := d.slot()
@@ -103,16 +128,16 @@ func (d *Display) waitFor(ctx context.Context, item Item) {
 		down := d.takenDown(item, version)
 		d.mu.Unlock()
 		if down || !now.shows(item) {
-			return
+			return false
 		}
 		look := time.NewTimer(d.untilLook(now))
 		select {
 		case <-full.C:
 			look.Stop()
-			return
+			return true
 		case <-ctx.Done():
 			look.Stop()
-			return
+			return false
 		case <-d.changed:
 		case <-look.C:
 		}
@@ -125,7 +150,7 @@ func (d *Display) untilLook(now slot) time.Duration {
 	if now.until.IsZero() {
 		return lookEvery
 	}
-	return max(time.Millisecond, min(lookEvery, now.until.Sub(d.wall())))
+	return max(time.Millisecond, min(lookEvery, now.until.Sub(d.clock())))
 }
 
 // waitForItems returns when there may be something to show, and writes down plays

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -187,9 +188,10 @@ type Display struct {
 	toReply chan struct{} // there are replies to send
 
 	mu          sync.Mutex
-	playlist    Playlist // what is played
-	wanted      Playlist // the newest that was received
-	refreshing  bool     // the next that is received is wanted, whatever its version
+	playlist    Playlist        // what is played
+	there       map[string]bool // hashes of contents that it may show and that are on disk
+	wanted      Playlist        // the newest that was received
+	refreshing  bool            // the next that is received is wanted, whatever its version
 	status      Status
 	takedowns   map[string]int64 // versions of playlists, up to which creatives are not shown
 	replies     []reply          // to send
@@ -209,7 +211,7 @@ func newDisplay(cfg Config, c Credentials, media *Media, syncer *syncer) (*Displ
 		credentials: c, playlistPath: filepath.Join(dir, "playlist.json"), servers: cfg.Servers, authorities: cfg.Authorities, spread: cfg.Spread,
 		observer: cfg.Observer, wall: cfg.Wall, media: media, syncer: syncer,
 		changed: make(chan struct{}, 1), arrived: make(chan struct{}, 1), written: make(chan struct{}, 1), handed: make(chan struct{}, 1),
-		toReply: make(chan struct{}, 1), answered: make(map[string]reply), takedownsPath: filepath.Join(dir, "takedowns.json"),
+		toReply: make(chan struct{}, 1), there: make(map[string]bool), answered: make(map[string]reply), takedownsPath: filepath.Join(dir, "takedowns.json"),
 		status: Status{Connection: Connecting}, nothing: func(error) {},
 	}
 	kept, err := readPlaylist(d.playlistPath, c.DeviceID)
@@ -285,16 +287,42 @@ func (d *Display) handInLast() {
 	}
 }
 
-// want takes a playlist that was received, if it is newer or was asked for. One with
-// the same items has another schedule: what comes last is so.
+// want takes a playlist that was received, if it is newer or was asked for. One of the
+// same version has another schedule, and what that shows: what comes last is so.
 func (d *Display) want(p Playlist) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	rescheduled := p.sameItems(d.wanted) && !p.equal(d.wanted)
+	rescheduled := p.Version == d.wanted.Version && !p.equal(d.wanted)
 	if p.Version > d.wanted.Version || rescheduled || d.refreshing {
 		d.wanted, d.refreshing = p, false
 		signal(d.arrived)
 	}
+}
+
+// use says that the contents of other items may go.
+func (d *Display) use(items []Item) {
+	d.mu.Lock()
+	maps.DeleteFunc(d.there, func(hash string, _ bool) bool {
+		return !slices.ContainsFunc(items, func(i Item) bool { return i.SHA256 == hash })
+	})
+	d.mu.Unlock()
+	d.media.Use(d.credentials.DeviceID, items...)
+}
+
+// fetch says whether items of a playlist are there before ctx ends.
+func (d *Display) fetch(ctx context.Context, p Playlist, items []Item) bool {
+	for _, item := range items {
+		if err := d.media.Get(ctx, item, func(err error) {
+			d.says("version %d of the playlist waits: %v", p.Version, err)
+		}); err != nil {
+			return false
+		}
+		d.mu.Lock()
+		d.there[item.SHA256] = true
+		d.mu.Unlock()
+		signal(d.changed)
+	}
+	return true
 }
 
 func (d *Display) newest() Playlist {
@@ -338,24 +366,24 @@ func (d *Display) prepareNewest(ctx context.Context) (again bool) {
 	return again
 }
 
-// take has a playlist played when all of it is there.
+// take has a playlist played when what it shows now is there, and then fetches the
+// rest: what is booked for later is in nobody's way.
 func (d *Display) take(ctx context.Context, p Playlist) {
 	d.mu.Lock()
 	before := d.playlist
 	d.mu.Unlock()
-	d.media.Use(d.credentials.DeviceID, slices.Concat(before.Items, p.Items)...)
-	for _, item := range p.Items {
-		if err := d.media.Get(ctx, item, func(err error) {
-			d.says("version %d of the playlist waits: %v", p.Version, err)
-		}); err != nil {
-			return
-		}
+	d.use(slices.Concat(before.Items, p.Items))
+	if !d.fetch(ctx, p, p.at(d.clock()).items) {
+		return
 	}
 	d.mu.Lock()
 	d.playlist = p
 	d.mu.Unlock()
 	signal(d.changed)
 	d.forgetTakedowns(p.Version)
+	if !d.fetch(ctx, p, p.Items) {
+		return
+	}
 	for attempts := 0; !d.kept.equal(p); attempts++ {
 		err := p.keep(d.playlistPath)
 		if err == nil {
@@ -368,7 +396,7 @@ func (d *Display) take(ctx context.Context, p Playlist) {
 		}
 	}
 	// What this one shows no more went with the one before.
-	d.media.Use(d.credentials.DeviceID, p.Items...)
+	d.use(p.Items)
 	if err := d.media.Tidy(); err != nil {
 		d.says("the disk may fill up: %v", err)
 	}

@@ -15,7 +15,7 @@ import (
 // Playlist is what a device shows, and when.
 type Playlist struct {
 	DeviceID string `json:"device_id"`
-	// Version grows with each change of the items; 0 is none.
+	// Version grows with each change of what may be shown; 0 is none.
 	Version int64  `json:"version"`
 	Items   []Item `json:"items"`
 	// Schedule are the times in which something is shown, in order and apart from each
@@ -53,9 +53,10 @@ var (
 
 const (
 	longestItem = 24 * time.Hour
-	// maxPeriods is more than a server sends, and maxLoop bounds the loop of each.
+	// maxPeriods is more than a server sends, and maxLoop bounds the loop of each: an
+	// hour of slots of a second.
 	maxPeriods = 200
-	maxLoop    = 1000
+	maxLoop    = 3600
 )
 
 // parsePlaylist reads the playlist of a device. An error says what is wrong with it.
@@ -142,13 +143,9 @@ func (s slot) shows(item Item) bool {
 
 // equal says whether two playlists are the same, with the same schedule.
 func (p Playlist) equal(o Playlist) bool {
-	return p.sameItems(o) && (p.Schedule == nil) == (o.Schedule == nil) && slices.EqualFunc(p.Schedule, o.Schedule, func(a, b Period) bool {
+	return p.DeviceID == o.DeviceID && p.Version == o.Version && slices.Equal(p.Items, o.Items) && (p.Schedule == nil) == (o.Schedule == nil) && slices.EqualFunc(p.Schedule, o.Schedule, func(a, b Period) bool {
 		return a.From.Equal(b.From) && a.Until.Equal(b.Until) && slices.Equal(a.Loop, b.Loop)
 	})
-}
-
-func (p Playlist) sameItems(o Playlist) bool {
-	return p.DeviceID == o.DeviceID && p.Version == o.Version && slices.Equal(p.Items, o.Items)
 }
 
 // slot is what a playlist has for a moment.
@@ -161,24 +158,32 @@ type slot struct {
 }
 
 // at is what is shown when the clock on the wall shows a time. Before it is set, a
-// display does not know when it is off.
+// display does not know when it is off, and shows what was the first when it was told.
 func (p Playlist) at(wall time.Time) slot {
-	if p.Schedule == nil || !clockSet(wall) {
+	switch {
+	case p.Schedule == nil, !clockSet(wall) && len(p.Schedule) == 0:
 		return slot{items: p.Items}
+	case !clockSet(wall):
+		return slot{items: p.loop(p.Schedule[0])}
 	}
 	for _, period := range p.Schedule {
 		if wall.Before(period.From) {
 			return slot{off: true, until: period.From}
 		}
 		if wall.Before(period.Until) {
-			items := make([]Item, len(period.Loop))
-			for n, place := range period.Loop {
-				items[n] = p.Items[place]
-			}
-			return slot{items: items, until: period.Until}
+			return slot{items: p.loop(period), until: period.Until}
 		}
 	}
 	return slot{off: true}
+}
+
+// loop is what a period shows.
+func (p Playlist) loop(period Period) []Item {
+	items := make([]Item, len(period.Loop))
+	for n, place := range period.Loop {
+		items[n] = p.Items[place]
+	}
+	return items
 }
 
 // readPlaylist returns the playlist that was kept, the zero one when there is none.

@@ -3,6 +3,8 @@ package player
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,6 +126,18 @@ func TestSchedule(t *testing.T) {
 			return len(played) == 1 && played[0].CreativeID == "long" && played[0].DurationMS < time.Minute.Milliseconds()
 		}, 10*time.Second, time.Millisecond, "what was cut is no play as long as it was shown")
 	})
+	t.Run("ClockNotSet", func(t *testing.T) {
+		clock.set(time.Unix(0, 0))
+		d, w := alone(t, t.TempDir(), clock.now, nil)
+		booked := playlistOf(1, red, blue)
+		booked.Schedule = []Period{{From: hour(8), Until: hour(9), Loop: []int{0}}, {From: hour(9), Until: hour(10), Loop: []int{0, 1}}}
+		d.want(booked)
+		w.shows(t, "red")
+		closed := playlistOf(2, red, blue)
+		closed.Schedule = []Period{}
+		d.want(closed)
+		w.shows(t, "red", "blue")
+	})
 	t.Run("Never", func(t *testing.T) {
 		d, w := alone(t, t.TempDir(), time.Now, nil)
 		never := playlistOf(1, red)
@@ -178,7 +192,7 @@ func TestScheduleRefused(t *testing.T) {
 		"ErrItem":      {"[" + period(8, 9, "[0,1]") + "]", "its loop has the item 1 of 1, counted from 0"},
 		"ErrNegative":  {"[" + period(8, 9, "[-1]") + "]", "its loop has the item -1"},
 		"ErrNoTime":    {`[{"from":"today","until":"tomorrow","loop":[0]}]`, "reading a playlist"},
-		"ErrLongLoop":  {"[" + period(8, 9, "[0"+strings.Repeat(",0", maxLoop)+"]") + "]", "its loop has 1001 items"},
+		"ErrLongLoop":  {"[" + period(8, 9, "[0"+strings.Repeat(",0", maxLoop)+"]") + "]", "its loop has 3601 items"},
 		"ErrTooMany":   {"[" + strings.Join(many, ",") + "]", "a schedule of 201 periods"},
 		"ErrNoList":    {`"always"`, "reading a playlist"},
 	} {
@@ -191,4 +205,78 @@ func TestScheduleRefused(t *testing.T) {
 			require.ErrorContains(t, err, c.problem)
 		})
 	}
+}
+
+// TestSameVersion: what is booked comes into the time of the schedule, and goes.
+func TestSameVersion(t *testing.T) {
+	item := contents(t)
+	d, w := alone(t, t.TempDir(), time.Now, nil)
+	d.want(playlistOf(5, item("red", 20*time.Millisecond)))
+	w.shows(t, "red")
+	began := time.Now()
+	d.want(playlistOf(5, item("red", 20*time.Millisecond), item("blue", time.Minute)))
+	require.Eventually(t, func() bool { i := d.Status().Item; return i != nil && i.CreativeID == "blue" }, 10*time.Second, time.Millisecond)
+	d.want(playlistOf(5, item("green", 20*time.Millisecond)))
+	w.shows(t, "green")
+	require.Less(t, time.Since(began), 30*time.Second, "what is in no playlist any more is shown to its end")
+}
+
+// TestOtherVersionOfTheSame: a new version with the same loop goes on where it is.
+func TestOtherVersionOfTheSame(t *testing.T) {
+	item := contents(t)
+	d, w := alone(t, t.TempDir(), time.Now, nil)
+	loop := []Item{item("red", 100*time.Millisecond), item("green", 100*time.Millisecond), item("blue", 100*time.Millisecond)}
+	version := int64(1)
+	d.want(playlistOf(version, loop...))
+	require.Eventually(t, func() bool {
+		version++
+		d.want(playlistOf(version, loop...))
+		shown, _, _ := w.seen()
+		return len(shown) > 8
+	}, 20*time.Second, 40*time.Millisecond, "it does not go on")
+	shown, _, _ := w.seen()
+	for n, creative := range shown {
+		require.Equal(t, loop[n%3].CreativeID, creative, "%d of %v", n, shown)
+	}
+}
+
+// TestLaterItemsComeLater: what is for later, and does not come, is in nobody's way.
+func TestLaterItemsComeLater(t *testing.T) {
+	var missing atomic.Bool
+	missing.Store(true)
+	server := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/later" && missing.Load() {
+			http.NotFound(out, req)
+			return
+		}
+		_, _ = out.Write([]byte(req.URL.Path))
+	}))
+	t.Cleanup(server.Close)
+	item := func(name string) Item {
+		i := itemAt(server.URL+"/"+name, []byte("/"+name))
+		i.CreativeID, i.DurationMS = name, 20
+		return i
+	}
+	clock := &hands{}
+	clock.set(hour(8))
+	dir := t.TempDir()
+	d, w := alone(t, dir, clock.now, nil)
+	p := playlistOf(2, item("later"), item("red"), item("green"))
+	p.Schedule = []Period{{From: hour(7), Until: hour(9), Loop: []int{1}}, {From: hour(9), Until: hour(11), Loop: []int{0, 2}}}
+	d.want(playlistOf(1, item("blue")))
+	w.shows(t, "blue")
+	d.want(p)
+	w.shows(t, "red")
+	w.waitForSaid(t, "version 2 of the playlist waits")
+	kept, err := readPlaylist(d.playlistPath, deviceID)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, kept.Version, "a restart would find what is not there")
+	clock.set(hour(10))
+	isOn := func(creative string) func() bool {
+		return func() bool { i := d.Status().Item; return i != nil && i.CreativeID == creative }
+	}
+	require.Never(t, isOn("later"), 300*time.Millisecond, 5*time.Millisecond)
+	missing.Store(false)
+	require.Eventually(t, isOn("later"), 20*time.Second, time.Millisecond)
+	w.shows(t, "later", "green")
 }

@@ -77,11 +77,17 @@ func (s *Store) FindPlaylist(ctx context.Context, organisationID, id string) (p 
 	return p, err
 }
 
-// Programmes implements device.PlaneStore.
-func (s *Store) Programmes(ctx context.Context, deviceIDs []string) (map[string]device.Programme, error) {
+// Programmes implements device.PlaneStore. The bookings are read after the editions,
+// so that they are not older.
+func (s *Store) Programmes(ctx context.Context, deviceIDs []string, now time.Time) (map[string]device.Programme, error) {
 	var rows []query.ProgrammesRow
+	var lines []query.BookedLine
+	from, until := device.Window(now)
 	err := s.db.Read(ctx, func(ctx context.Context) (err error) {
-		rows, err = s.q.Programmes(ctx, deviceIDs)
+		if rows, err = s.q.Programmes(ctx, deviceIDs); err != nil {
+			return err
+		}
+		lines, err = s.q.LinesOn(ctx, query.LinesOnParams{DeviceIds: deviceIDs, FromTime: from, UntilTime: until})
 		return err
 	})
 	if err != nil {
@@ -92,11 +98,24 @@ func (s *Store) Programmes(ctx context.Context, deviceIDs []string) (map[string]
 		p := device.Programme{
 			Playlist: device.Playlist{DeviceID: r.DeviceID, Version: r.Version, UpdateTime: r.UpdateTime.UTC()},
 			Edition:  device.Edition{Version: r.Version, Revision: r.Revision}, TimeZone: r.TimeZone,
+			Slots: int(r.LoopSeconds / r.SlotSeconds), SlotLength: time.Duration(r.SlotSeconds) * time.Second,
 		}
 		if err := errors.Join(json.Unmarshal(r.Items, &p.Items), json.Unmarshal(r.Hours, &p.Hours)); err != nil {
 			return nil, fmt.Errorf("reading the playlist of %s: %w", r.DeviceID, err)
 		}
 		programmes[r.DeviceID] = p
+	}
+	for _, row := range lines {
+		p, ok := programmes[row.DeviceID]
+		if !ok {
+			continue // its first version is on its way
+		}
+		l, err := lineOf(row)
+		if err != nil {
+			return nil, err
+		}
+		p.Lines = append(p.Lines, l)
+		programmes[row.DeviceID] = p
 	}
 	return programmes, nil
 }

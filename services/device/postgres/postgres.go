@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/events"
 	"github.com/marquee-ads/marquee/services/device"
@@ -119,9 +120,9 @@ func once(ctx context.Context, q *query.Queries, r device.Request, id string) (b
 	return first.MadeID, nil
 }
 
-func hoursOf(s device.Settings) []device.Opening {
+func hoursOf(s device.Settings) []airtime.Opening {
 	if s.Hours == nil {
-		return []device.Opening{}
+		return []airtime.Opening{}
 	}
 	return s.Hours
 }
@@ -234,7 +235,7 @@ func presenceOf(online bool, connectTime, disconnectTime, seenTime *time.Time) d
 }
 
 func settingsOf(r query.Device) (device.Settings, error) {
-	var hours []device.Opening
+	var hours []airtime.Opening
 	if err := json.Unmarshal(r.Hours, &hours); err != nil {
 		return device.Settings{}, fmt.Errorf("reading the hours of %s: %w", r.DeviceID, err)
 	}
@@ -376,6 +377,9 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 		},
 		func(ctx context.Context) (int64, error) {
 			return s.q.SweepCommands(ctx, query.SweepCommandsParams{Before: now.Add(-device.CommandsKept), Batch: sweepBatch})
+		},
+		func(ctx context.Context) (int64, error) {
+			return s.q.SweepLines(ctx, query.SweepLinesParams{Before: now.Add(-device.LinesKept), Batch: sweepBatch})
 		},
 		s.q.SweepInstances,
 		s.q.SweepWatches,

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/service"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
@@ -187,8 +188,8 @@ func settings(m *devicev1.DeviceSettings) device.Settings {
 		SlotLength: time.Duration(m.GetSlotLengthSeconds()) * time.Second,
 		SlotPrice:  device.Price{AmountMinor: m.GetSlotPrice().GetAmountMinor(), Currency: m.GetSlotPrice().GetCurrency()},
 		TimeZone:   m.GetTimeZone(),
-		Hours: service.Messages(m.GetHours(), func(h *devicev1.OpeningHours) device.Opening {
-			return device.Opening{Weekday: int(h.GetWeekday()), Open: int(h.GetOpenMinute()), Close: int(h.GetCloseMinute())}
+		Hours: service.Messages(m.GetHours(), func(h *devicev1.OpeningHours) airtime.Opening {
+			return airtime.Opening{Weekday: int(h.GetWeekday()), Open: int(h.GetOpenMinute()), Close: int(h.GetCloseMinute())}
 		}),
 	}
 }
@@ -203,7 +204,7 @@ func settingsMessage(s device.Settings) *devicev1.DeviceSettings {
 		SlotLengthSeconds: int32(s.SlotLength / time.Second),
 		SlotPrice:         &devicev1.Price{AmountMinor: s.SlotPrice.AmountMinor, Currency: s.SlotPrice.Currency},
 		TimeZone:          s.TimeZone,
-		Hours: service.Messages(s.Hours, func(h device.Opening) *devicev1.OpeningHours {
+		Hours: service.Messages(s.Hours, func(h airtime.Opening) *devicev1.OpeningHours {
 			return &devicev1.OpeningHours{Weekday: devicev1.Weekday(h.Weekday), OpenMinute: int32(h.Open), CloseMinute: int32(h.Close)}
 		}),
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 	"github.com/marquee-ads/marquee/services/device"
@@ -36,7 +37,7 @@ func TestSearchDevices(t *testing.T) {
 		made, err := service.Create(t.Context(), "acc_ada", "request-"+name, organisation, device.Settings{
 			Name: name, Place: device.Place{Latitude: latitude, Longitude: longitude}, VenueType: venue, Screen: device.Screen{Width: width, Height: height},
 			LoopLength: time.Minute, SlotLength: 10 * time.Second, SlotPrice: device.Price{AmountMinor: 250, Currency: "EUR"}, TimeZone: "Europe/Berlin",
-			Hours: []device.Opening{{Weekday: 1, Open: 360, Close: 1440}},
+			Hours: []airtime.Opening{{Weekday: 1, Open: 360, Close: 1440}},
 		})
 		require.NoError(t, err)
 		ids[name], names[made.ID] = made.ID, name

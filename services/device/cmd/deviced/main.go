@@ -154,6 +154,14 @@ func run(ctx context.Context, cfg config) error {
 	}
 	defer bus.Close()
 	svc.AddBackground("relaying events", events.NewRelay(db, bus, stream).Run)
+	devices := device.New(store, device.DefaultThrottle(), time.Now, rand.Reader)
+	lines, err := events.NewConsumer(db, bus, events.ConsumerConfig{
+		Stream: postgres.LinesStream, Name: "device", Subjects: []string{postgres.LinesSubject}, Handle: store.LineChanged(server.Line, devices.Takedown, time.Now),
+	})
+	if err != nil {
+		return err
+	}
+	svc.AddBackground("handling booked lines", lines.Run)
 
 	publisher, err := svc.NewClient(cfg.KeysFrom)
 	if err != nil {
@@ -174,7 +182,7 @@ func run(ctx context.Context, cfg config) error {
 	}
 
 	grpcServer := svc.NewGRPCServer(service.GRPCOptions{Keys: keys})
-	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(device.New(store, device.DefaultThrottle(), time.Now, rand.Reader), plane.Watches()))
+	devicev1.RegisterDeviceServiceServer(grpcServer, server.New(devices, plane.Watches()))
 	// Added last and so stopped first: calls that are open would hold the rest up.
 	svc.Add(service.Component{Name: "the watches", Stop: func(context.Context) error {
 		plane.Watches().Stop()

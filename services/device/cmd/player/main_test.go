@@ -30,6 +30,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/files"
 	"github.com/marquee-ads/marquee/platform/pgtest"
@@ -79,7 +80,13 @@ func newWorld(t *testing.T) *world {
 		Service: device.New(store, device.DefaultThrottle(), time.Now, rand.Reader), db: db,
 		contents: make(map[string][]byte), broken: make(map[string]bool),
 	}
-	w.gateway = httptest.NewServer(http.HandlerFunc(w.claim))
+	w.gateway = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodGet {
+			w.content(out, req)
+			return
+		}
+		w.claim(out, req)
+	}))
 	t.Cleanup(w.gateway.Close)
 	w.media = httptest.NewServer(http.HandlerFunc(w.content))
 	t.Cleanup(w.media.Close)
@@ -607,7 +614,7 @@ func TestHours(t *testing.T) {
 	stop := w.serve(t)
 	id, code := w.create(t, "1")
 	w.put(t, id, w.item("red", 200*time.Millisecond, false))
-	hours := func(all ...device.Opening) {
+	hours := func(all ...airtime.Opening) {
 		t.Helper()
 		found, err := w.Find(t.Context(), organisation, id)
 		require.NoError(t, err)
@@ -617,7 +624,7 @@ func TestHours(t *testing.T) {
 	}
 	// Tomorrow, in UTC: however late it is, that is after now and within 30 hours.
 	midnight := time.Now().UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
-	tomorrow := device.Opening{Weekday: (int(midnight.Weekday())+6)%7 + 1, Open: 5, Close: 60}
+	tomorrow := airtime.Opening{Weekday: (int(midnight.Weekday())+6)%7 + 1, Open: 5, Close: 60}
 	hours(tomorrow)
 	off := "is off until " + midnight.Add(5*time.Minute).Local().Format("15:04")
 	if time.Until(midnight.Add(5*time.Minute)) >= 20*time.Hour {

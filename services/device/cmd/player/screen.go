@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/marquee-ads/marquee/services/device/player"
 )
@@ -63,8 +66,58 @@ func (s *screen) Shows(d *player.Display, item *player.Item) {
 		}
 		s.line(s.out, "%s %s %s", d.DeviceID(), verb, nothing(now, time.Now()))
 	default:
-		s.line(s.out, "%s shows %s for %s", d.DeviceID(), item.CreativeID, item.Duration())
+		text, ok, err := d.Text(*item)
+		if err != nil {
+			s.line(s.errOut, "%s: %v", d.DeviceID(), err)
+		}
+		below := ""
+		if ok && err == nil {
+			below = s.written(text)
+		}
+		s.line(s.out, "%s shows %s for %s%s", d.DeviceID(), item.CreativeID, item.Duration(), below)
 	}
+}
+
+// written are the lines of a text, each below the one before: on a terminal with its
+// colours and its alignment.
+func (s *screen) written(text player.Text) string {
+	lines, width := strings.Split(text.Text, "\n"), 0
+	for _, line := range lines {
+		width = max(width, utf8.RuneCountInString(line))
+	}
+	style, end := "", ""
+	if s.terminal {
+		style, end = colour(38, text.Color)+colour(48, text.Background), "\x1b[0m"
+		if text.Bold {
+			style += "\x1b[1m"
+		}
+	}
+	var all strings.Builder
+	for _, line := range lines {
+		if s.terminal {
+			room := width - utf8.RuneCountInString(line)
+			left := room / 2
+			switch text.Alignment {
+			case "left":
+				left = 0
+			case "right":
+				left = room
+			}
+			line = " " + strings.Repeat(" ", left) + line + strings.Repeat(" ", room-left) + " "
+		}
+		all.WriteString("\n    " + style + line + end)
+	}
+	return all.String()
+}
+
+// colour is what a terminal takes for #RRGGBB, of its text with 38 and behind it with
+// 48; empty for anything else.
+func colour(of int, text string) string {
+	rgb, err := hex.DecodeString(strings.TrimPrefix(text, "#"))
+	if err != nil || len(rgb) != 3 {
+		return ""
+	}
+	return fmt.Sprintf("\x1b[%d;2;%d;%d;%dm", of, rgb[0], rgb[1], rgb[2])
 }
 
 // Played implements player.Observer.

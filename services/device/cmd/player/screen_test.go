@@ -28,3 +28,14 @@ func TestStatusLine(t *testing.T) {
 		})
 	}
 }
+
+func TestWrittenText(t *testing.T) {
+	text := player.Text{Text: "Spring sale\nnow", Color: "#FF0000", Background: "#000", Alignment: "right", Bold: true}
+	require.Equal(t, "\n    Spring sale\n    now", (&screen{}).written(text))
+	terminal := &screen{terminal: true}
+	require.Equal(t, "\n    \x1b[38;2;255;0;0m\x1b[1m Spring sale \x1b[0m\n    \x1b[38;2;255;0;0m\x1b[1m         now \x1b[0m", terminal.written(text))
+	text.Alignment, text.Color, text.Bold = "left", "", false
+	require.Equal(t, "\n     Spring sale \x1b[0m\n     now         \x1b[0m", terminal.written(text))
+	text.Alignment = "center"
+	require.Equal(t, "\n     Spring sale \x1b[0m\n         now     \x1b[0m", terminal.written(text))
+}

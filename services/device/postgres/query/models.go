@@ -6,7 +6,31 @@ package query
 
 import (
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
+
+// Booked air time of each device, as the service that sells it told.
+type BookedLine struct {
+	DeviceID string
+	LineID   string
+	// Grows with each change: what is told late is known by it.
+	Revision  int64
+	FirstDate pgtype.Date
+	LastDate  pgtype.Date
+	// When in the flight, in the time zone of the device: [{"weekday": 1 to 7, "open": minute, "close": minute}]; all of it without any.
+	Dayparts []byte
+	// Positions of the loop, from 0.
+	Slots     []int32
+	StartTime time.Time
+	EndTime   time.Time
+	// What is shown, as an item of a playlist; without it the slots are the default playlist's.
+	Showing []byte
+	// It is not booked any more, and stays so that what is told late does not bring it back.
+	Removed bool
+	// Showings that the player was told to show no more.
+	TakenDown []string
+}
 
 // What wrong claim codes have used up, by address and for all together.
 type ClaimFailure struct {

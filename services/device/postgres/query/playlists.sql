@@ -18,7 +18,7 @@ SET duration_ms = least(c.duration_ms, excluded.duration_ms);
 SELECT device_id, version FROM playlists WHERE device_id = ANY(@device_ids::text[]);
 
 -- name: Programmes :many
-SELECT p.device_id, p.version, p.items, p.update_time, d.revision, d.time_zone, d.hours
+SELECT p.device_id, p.version, p.items, p.update_time, d.revision, d.time_zone, d.hours, d.loop_seconds, d.slot_seconds
 FROM playlists AS p
 JOIN devices AS d ON d.device_id = p.device_id
 WHERE p.device_id = ANY(@device_ids::text[]);

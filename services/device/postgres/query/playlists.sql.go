@@ -90,20 +90,22 @@ func (q *Queries) PlaylistVersions(ctx context.Context, deviceIds []string) ([]P
 }
 
 const programmes = `-- name: Programmes :many
-SELECT p.device_id, p.version, p.items, p.update_time, d.revision, d.time_zone, d.hours
+SELECT p.device_id, p.version, p.items, p.update_time, d.revision, d.time_zone, d.hours, d.loop_seconds, d.slot_seconds
 FROM playlists AS p
 JOIN devices AS d ON d.device_id = p.device_id
 WHERE p.device_id = ANY($1::text[])
 `
 
 type ProgrammesRow struct {
-	DeviceID   string
-	Version    int64
-	Items      []byte
-	UpdateTime time.Time
-	Revision   int64
-	TimeZone   string
-	Hours      []byte
+	DeviceID    string
+	Version     int64
+	Items       []byte
+	UpdateTime  time.Time
+	Revision    int64
+	TimeZone    string
+	Hours       []byte
+	LoopSeconds int32
+	SlotSeconds int32
 }
 
 func (q *Queries) Programmes(ctx context.Context, deviceIds []string) ([]ProgrammesRow, error) {
@@ -123,6 +125,8 @@ func (q *Queries) Programmes(ctx context.Context, deviceIds []string) ([]Program
 			&i.Revision,
 			&i.TimeZone,
 			&i.Hours,
+			&i.LoopSeconds,
+			&i.SlotSeconds,
 		); err != nil {
 			return nil, err
 		}

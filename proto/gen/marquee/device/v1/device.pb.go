@@ -13,6 +13,7 @@ package devicev1
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	_ "github.com/marquee-ads/marquee/proto/gen/marquee/access/v1"
+	v1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -1406,6 +1407,470 @@ func (x *SearchDevicesResponse) GetNextPageToken() string {
 	return ""
 }
 
+type SumPlaysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200.
+	Lines []*LinePeriod `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Sums for each day (UTC) in place of one for all.
+	ByDay         bool `protobuf:"varint,2,opt,name=by_day,json=byDay,proto3" json:"by_day,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SumPlaysRequest) Reset() {
+	*x = SumPlaysRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SumPlaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SumPlaysRequest) ProtoMessage() {}
+
+func (x *SumPlaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SumPlaysRequest.ProtoReflect.Descriptor instead.
+func (*SumPlaysRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SumPlaysRequest) GetLines() []*LinePeriod {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *SumPlaysRequest) GetByDay() bool {
+	if x != nil {
+		return x.ByDay
+	}
+	return false
+}
+
+// LinePeriod is a line of an order in a time.
+type LinePeriod struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	LineId   string                 `protobuf:"bytes,2,opt,name=line_id,json=lineId,proto3" json:"line_id,omitempty"`
+	// Plays of hours (UTC) that end after this time.
+	FromTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from_time,json=fromTime,proto3" json:"from_time,omitempty"`
+	// Plays of hours (UTC) that begin before this time, at most 400 days later.
+	ToTime        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=to_time,json=toTime,proto3" json:"to_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinePeriod) Reset() {
+	*x = LinePeriod{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinePeriod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinePeriod) ProtoMessage() {}
+
+func (x *LinePeriod) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinePeriod.ProtoReflect.Descriptor instead.
+func (*LinePeriod) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LinePeriod) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *LinePeriod) GetLineId() string {
+	if x != nil {
+		return x.LineId
+	}
+	return ""
+}
+
+func (x *LinePeriod) GetFromTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FromTime
+	}
+	return nil
+}
+
+func (x *LinePeriod) GetToTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ToTime
+	}
+	return nil
+}
+
+type SumPlaysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the lines, and of days; those without plays are left out.
+	Sums          []*LinePlays `protobuf:"bytes,1,rep,name=sums,proto3" json:"sums,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SumPlaysResponse) Reset() {
+	*x = SumPlaysResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SumPlaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SumPlaysResponse) ProtoMessage() {}
+
+func (x *SumPlaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SumPlaysResponse.ProtoReflect.Descriptor instead.
+func (*SumPlaysResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SumPlaysResponse) GetSums() []*LinePlays {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
+// LinePlays sums the plays of one line.
+type LinePlays struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	LineId string                 `protobuf:"bytes,1,opt,name=line_id,json=lineId,proto3" json:"line_id,omitempty"`
+	// The day (UTC), for example "2026-12-01"; empty without by_day.
+	Day   string `protobuf:"bytes,2,opt,name=day,proto3" json:"day,omitempty"`
+	Plays int64  `protobuf:"varint,3,opt,name=plays,proto3" json:"plays,omitempty"`
+	// How many of them count.
+	CountedPlays int64 `protobuf:"varint,4,opt,name=counted_plays,json=countedPlays,proto3" json:"counted_plays,omitempty"`
+	// How long all of them together were.
+	DurationMs    int64 `protobuf:"varint,5,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinePlays) Reset() {
+	*x = LinePlays{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinePlays) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinePlays) ProtoMessage() {}
+
+func (x *LinePlays) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinePlays.ProtoReflect.Descriptor instead.
+func (*LinePlays) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *LinePlays) GetLineId() string {
+	if x != nil {
+		return x.LineId
+	}
+	return ""
+}
+
+func (x *LinePlays) GetDay() string {
+	if x != nil {
+		return x.Day
+	}
+	return ""
+}
+
+func (x *LinePlays) GetPlays() int64 {
+	if x != nil {
+		return x.Plays
+	}
+	return 0
+}
+
+func (x *LinePlays) GetCountedPlays() int64 {
+	if x != nil {
+		return x.CountedPlays
+	}
+	return 0
+}
+
+func (x *LinePlays) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+type ListBookedLinesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only these devices'; all without any.
+	DeviceIds []string `protobuf:"bytes,1,rep,name=device_ids,json=deviceIds,proto3" json:"device_ids,omitempty"`
+	// At most how many to return; 0 is 50.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBookedLinesRequest) Reset() {
+	*x = ListBookedLinesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBookedLinesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBookedLinesRequest) ProtoMessage() {}
+
+func (x *ListBookedLinesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBookedLinesRequest.ProtoReflect.Descriptor instead.
+func (*ListBookedLinesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListBookedLinesRequest) GetDeviceIds() []string {
+	if x != nil {
+		return x.DeviceIds
+	}
+	return nil
+}
+
+func (x *ListBookedLinesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListBookedLinesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListBookedLinesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Lines []*v1.BookedLine       `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBookedLinesResponse) Reset() {
+	*x = ListBookedLinesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBookedLinesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBookedLinesResponse) ProtoMessage() {}
+
+func (x *ListBookedLinesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBookedLinesResponse.ProtoReflect.Descriptor instead.
+func (*ListBookedLinesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListBookedLinesResponse) GetLines() []*v1.BookedLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ListBookedLinesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type PutBookedLinesRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// All of this device's; one that is removed is the same as one that is left out.
+	Lines         []*v1.BookedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutBookedLinesRequest) Reset() {
+	*x = PutBookedLinesRequest{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutBookedLinesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutBookedLinesRequest) ProtoMessage() {}
+
+func (x *PutBookedLinesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutBookedLinesRequest.ProtoReflect.Descriptor instead.
+func (*PutBookedLinesRequest) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PutBookedLinesRequest) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *PutBookedLinesRequest) GetLines() []*v1.BookedLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+type PutBookedLinesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many lines were different.
+	Changed       int32 `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutBookedLinesResponse) Reset() {
+	*x = PutBookedLinesResponse{}
+	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutBookedLinesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutBookedLinesResponse) ProtoMessage() {}
+
+func (x *PutBookedLinesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutBookedLinesResponse.ProtoReflect.Descriptor instead.
+func (*PutBookedLinesResponse) Descriptor() ([]byte, []int) {
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PutBookedLinesResponse) GetChanged() int32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
 type UpdateDeviceRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	OrganisationId string                 `protobuf:"bytes,1,opt,name=organisation_id,json=organisationId,proto3" json:"organisation_id,omitempty"`
@@ -1419,7 +1884,7 @@ type UpdateDeviceRequest struct {
 
 func (x *UpdateDeviceRequest) Reset() {
 	*x = UpdateDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1896,7 @@ func (x *UpdateDeviceRequest) String() string {
 func (*UpdateDeviceRequest) ProtoMessage() {}
 
 func (x *UpdateDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[16]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1909,7 @@ func (x *UpdateDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateDeviceRequest.ProtoReflect.Descriptor instead.
 func (*UpdateDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{16}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateDeviceRequest) GetOrganisationId() string {
@@ -1484,7 +1949,7 @@ type UpdateDeviceResponse struct {
 
 func (x *UpdateDeviceResponse) Reset() {
 	*x = UpdateDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1961,7 @@ func (x *UpdateDeviceResponse) String() string {
 func (*UpdateDeviceResponse) ProtoMessage() {}
 
 func (x *UpdateDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[17]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1974,7 @@ func (x *UpdateDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateDeviceResponse.ProtoReflect.Descriptor instead.
 func (*UpdateDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{17}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateDeviceResponse) GetDevice() *Device {
@@ -1529,7 +1994,7 @@ type DeleteDeviceRequest struct {
 
 func (x *DeleteDeviceRequest) Reset() {
 	*x = DeleteDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +2006,7 @@ func (x *DeleteDeviceRequest) String() string {
 func (*DeleteDeviceRequest) ProtoMessage() {}
 
 func (x *DeleteDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[18]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +2019,7 @@ func (x *DeleteDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeviceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{18}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteDeviceRequest) GetOrganisationId() string {
@@ -1579,7 +2044,7 @@ type DeleteDeviceResponse struct {
 
 func (x *DeleteDeviceResponse) Reset() {
 	*x = DeleteDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +2056,7 @@ func (x *DeleteDeviceResponse) String() string {
 func (*DeleteDeviceResponse) ProtoMessage() {}
 
 func (x *DeleteDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[19]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +2069,7 @@ func (x *DeleteDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDeviceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{19}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{27}
 }
 
 type CreateClaimCodeRequest struct {
@@ -1617,7 +2082,7 @@ type CreateClaimCodeRequest struct {
 
 func (x *CreateClaimCodeRequest) Reset() {
 	*x = CreateClaimCodeRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +2094,7 @@ func (x *CreateClaimCodeRequest) String() string {
 func (*CreateClaimCodeRequest) ProtoMessage() {}
 
 func (x *CreateClaimCodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[20]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +2107,7 @@ func (x *CreateClaimCodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimCodeRequest.ProtoReflect.Descriptor instead.
 func (*CreateClaimCodeRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{20}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateClaimCodeRequest) GetOrganisationId() string {
@@ -1670,7 +2135,7 @@ type CreateClaimCodeResponse struct {
 
 func (x *CreateClaimCodeResponse) Reset() {
 	*x = CreateClaimCodeResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +2147,7 @@ func (x *CreateClaimCodeResponse) String() string {
 func (*CreateClaimCodeResponse) ProtoMessage() {}
 
 func (x *CreateClaimCodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[21]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +2160,7 @@ func (x *CreateClaimCodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimCodeResponse.ProtoReflect.Descriptor instead.
 func (*CreateClaimCodeResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{21}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateClaimCodeResponse) GetClaimCode() string {
@@ -1723,7 +2188,7 @@ type ClaimDeviceRequest struct {
 
 func (x *ClaimDeviceRequest) Reset() {
 	*x = ClaimDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2200,7 @@ func (x *ClaimDeviceRequest) String() string {
 func (*ClaimDeviceRequest) ProtoMessage() {}
 
 func (x *ClaimDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[22]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2213,7 @@ func (x *ClaimDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimDeviceRequest.ProtoReflect.Descriptor instead.
 func (*ClaimDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{22}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClaimDeviceRequest) GetClaimCode() string {
@@ -1771,7 +2236,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +2248,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[23]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +2261,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{23}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Credentials) GetDeviceId() string {
@@ -1822,7 +2287,7 @@ type ClaimDeviceResponse struct {
 
 func (x *ClaimDeviceResponse) Reset() {
 	*x = ClaimDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +2299,7 @@ func (x *ClaimDeviceResponse) String() string {
 func (*ClaimDeviceResponse) ProtoMessage() {}
 
 func (x *ClaimDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[24]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +2312,7 @@ func (x *ClaimDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimDeviceResponse.ProtoReflect.Descriptor instead.
 func (*ClaimDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{24}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ClaimDeviceResponse) GetCredentials() *Credentials {
@@ -1867,7 +2332,7 @@ type RotateCredentialsRequest struct {
 
 func (x *RotateCredentialsRequest) Reset() {
 	*x = RotateCredentialsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2344,7 @@ func (x *RotateCredentialsRequest) String() string {
 func (*RotateCredentialsRequest) ProtoMessage() {}
 
 func (x *RotateCredentialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[25]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2357,7 @@ func (x *RotateCredentialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCredentialsRequest.ProtoReflect.Descriptor instead.
 func (*RotateCredentialsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{25}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RotateCredentialsRequest) GetOrganisationId() string {
@@ -1918,7 +2383,7 @@ type RotateCredentialsResponse struct {
 
 func (x *RotateCredentialsResponse) Reset() {
 	*x = RotateCredentialsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2395,7 @@ func (x *RotateCredentialsResponse) String() string {
 func (*RotateCredentialsResponse) ProtoMessage() {}
 
 func (x *RotateCredentialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[26]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2408,7 @@ func (x *RotateCredentialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCredentialsResponse.ProtoReflect.Descriptor instead.
 func (*RotateCredentialsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{26}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RotateCredentialsResponse) GetCredentials() *Credentials {
@@ -1963,7 +2428,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2440,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[27]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2453,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{27}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RevokeDeviceRequest) GetOrganisationId() string {
@@ -2013,7 +2478,7 @@ type RevokeDeviceResponse struct {
 
 func (x *RevokeDeviceResponse) Reset() {
 	*x = RevokeDeviceResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2025,7 +2490,7 @@ func (x *RevokeDeviceResponse) String() string {
 func (*RevokeDeviceResponse) ProtoMessage() {}
 
 func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[28]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2038,7 +2503,7 @@ func (x *RevokeDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceResponse.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{28}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
 // PlaylistItem is one thing to show.
@@ -2061,7 +2526,7 @@ type PlaylistItem struct {
 
 func (x *PlaylistItem) Reset() {
 	*x = PlaylistItem{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2538,7 @@ func (x *PlaylistItem) String() string {
 func (*PlaylistItem) ProtoMessage() {}
 
 func (x *PlaylistItem) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[29]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2551,7 @@ func (x *PlaylistItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaylistItem.ProtoReflect.Descriptor instead.
 func (*PlaylistItem) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{29}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlaylistItem) GetCreativeId() string {
@@ -2127,9 +2592,10 @@ func (x *PlaylistItem) GetDurationMs() int32 {
 // Playlist is what a device plays.
 type Playlist struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Grows with each change.
+	// Grows with each change of the items, and of what is booked on the device.
 	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// In the order in which they are shown, over and over.
+	// What is shown while nothing is booked, in this order, over and over; else it has
+	// the slots that are free.
 	Items         []*PlaylistItem        `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2138,7 +2604,7 @@ type Playlist struct {
 
 func (x *Playlist) Reset() {
 	*x = Playlist{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2616,7 @@ func (x *Playlist) String() string {
 func (*Playlist) ProtoMessage() {}
 
 func (x *Playlist) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[30]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2629,7 @@ func (x *Playlist) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Playlist.ProtoReflect.Descriptor instead.
 func (*Playlist) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{30}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Playlist) GetVersion() int64 {
@@ -2198,7 +2664,7 @@ type PutDefaultPlaylistRequest struct {
 
 func (x *PutDefaultPlaylistRequest) Reset() {
 	*x = PutDefaultPlaylistRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2676,7 @@ func (x *PutDefaultPlaylistRequest) String() string {
 func (*PutDefaultPlaylistRequest) ProtoMessage() {}
 
 func (x *PutDefaultPlaylistRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[31]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2689,7 @@ func (x *PutDefaultPlaylistRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDefaultPlaylistRequest.ProtoReflect.Descriptor instead.
 func (*PutDefaultPlaylistRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{31}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutDefaultPlaylistRequest) GetOrganisationId() string {
@@ -2256,7 +2722,7 @@ type PutDefaultPlaylistResponse struct {
 
 func (x *PutDefaultPlaylistResponse) Reset() {
 	*x = PutDefaultPlaylistResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2734,7 @@ func (x *PutDefaultPlaylistResponse) String() string {
 func (*PutDefaultPlaylistResponse) ProtoMessage() {}
 
 func (x *PutDefaultPlaylistResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[32]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2747,7 @@ func (x *PutDefaultPlaylistResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDefaultPlaylistResponse.ProtoReflect.Descriptor instead.
 func (*PutDefaultPlaylistResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{32}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutDefaultPlaylistResponse) GetPlaylist() *Playlist {
@@ -2301,7 +2767,7 @@ type GetPlaylistRequest struct {
 
 func (x *GetPlaylistRequest) Reset() {
 	*x = GetPlaylistRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2779,7 @@ func (x *GetPlaylistRequest) String() string {
 func (*GetPlaylistRequest) ProtoMessage() {}
 
 func (x *GetPlaylistRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[33]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2792,7 @@ func (x *GetPlaylistRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPlaylistRequest.ProtoReflect.Descriptor instead.
 func (*GetPlaylistRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{33}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetPlaylistRequest) GetOrganisationId() string {
@@ -2352,7 +2818,7 @@ type GetPlaylistResponse struct {
 
 func (x *GetPlaylistResponse) Reset() {
 	*x = GetPlaylistResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2830,7 @@ func (x *GetPlaylistResponse) String() string {
 func (*GetPlaylistResponse) ProtoMessage() {}
 
 func (x *GetPlaylistResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[34]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2843,7 @@ func (x *GetPlaylistResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPlaylistResponse.ProtoReflect.Descriptor instead.
 func (*GetPlaylistResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{34}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetPlaylistResponse) GetPlaylist() *Playlist {
@@ -2405,7 +2871,7 @@ type ListPlaysRequest struct {
 
 func (x *ListPlaysRequest) Reset() {
 	*x = ListPlaysRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2883,7 @@ func (x *ListPlaysRequest) String() string {
 func (*ListPlaysRequest) ProtoMessage() {}
 
 func (x *ListPlaysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[35]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2896,7 @@ func (x *ListPlaysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPlaysRequest.ProtoReflect.Descriptor instead.
 func (*ListPlaysRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{35}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListPlaysRequest) GetOrganisationId() string {
@@ -2493,7 +2959,7 @@ type HourOfPlays struct {
 
 func (x *HourOfPlays) Reset() {
 	*x = HourOfPlays{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2971,7 @@ func (x *HourOfPlays) String() string {
 func (*HourOfPlays) ProtoMessage() {}
 
 func (x *HourOfPlays) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[36]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2984,7 @@ func (x *HourOfPlays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HourOfPlays.ProtoReflect.Descriptor instead.
 func (*HourOfPlays) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{36}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HourOfPlays) GetHourTime() *timestamppb.Timestamp {
@@ -2567,7 +3033,7 @@ type ListPlaysResponse struct {
 
 func (x *ListPlaysResponse) Reset() {
 	*x = ListPlaysResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +3045,7 @@ func (x *ListPlaysResponse) String() string {
 func (*ListPlaysResponse) ProtoMessage() {}
 
 func (x *ListPlaysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[37]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +3058,7 @@ func (x *ListPlaysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPlaysResponse.ProtoReflect.Descriptor instead.
 func (*ListPlaysResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{37}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListPlaysResponse) GetHours() []*HourOfPlays {
@@ -2627,7 +3093,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +3105,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[38]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +3118,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{38}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Group) GetGroupId() string {
@@ -2711,7 +3177,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +3189,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[39]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +3202,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{39}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateGroupRequest) GetOrganisationId() string {
@@ -2769,7 +3235,7 @@ type CreateGroupResponse struct {
 
 func (x *CreateGroupResponse) Reset() {
 	*x = CreateGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +3247,7 @@ func (x *CreateGroupResponse) String() string {
 func (*CreateGroupResponse) ProtoMessage() {}
 
 func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[40]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +3260,7 @@ func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
 func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{40}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateGroupResponse) GetGroup() *Group {
@@ -2814,7 +3280,7 @@ type GetGroupRequest struct {
 
 func (x *GetGroupRequest) Reset() {
 	*x = GetGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3292,7 @@ func (x *GetGroupRequest) String() string {
 func (*GetGroupRequest) ProtoMessage() {}
 
 func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[41]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3305,7 @@ func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{41}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetGroupRequest) GetOrganisationId() string {
@@ -2865,7 +3331,7 @@ type GetGroupResponse struct {
 
 func (x *GetGroupResponse) Reset() {
 	*x = GetGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3343,7 @@ func (x *GetGroupResponse) String() string {
 func (*GetGroupResponse) ProtoMessage() {}
 
 func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[42]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3356,7 @@ func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{42}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetGroupResponse) GetGroup() *Group {
@@ -2913,7 +3379,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3391,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[43]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3404,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{43}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListGroupsRequest) GetOrganisationId() string {
@@ -2973,7 +3439,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3451,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[44]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3464,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{44}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -3027,7 +3493,7 @@ type UpdateGroupRequest struct {
 
 func (x *UpdateGroupRequest) Reset() {
 	*x = UpdateGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3505,7 @@ func (x *UpdateGroupRequest) String() string {
 func (*UpdateGroupRequest) ProtoMessage() {}
 
 func (x *UpdateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[45]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3518,7 @@ func (x *UpdateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateGroupRequest.ProtoReflect.Descriptor instead.
 func (*UpdateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{45}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UpdateGroupRequest) GetOrganisationId() string {
@@ -3085,7 +3551,7 @@ type UpdateGroupResponse struct {
 
 func (x *UpdateGroupResponse) Reset() {
 	*x = UpdateGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3563,7 @@ func (x *UpdateGroupResponse) String() string {
 func (*UpdateGroupResponse) ProtoMessage() {}
 
 func (x *UpdateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[46]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3576,7 @@ func (x *UpdateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateGroupResponse.ProtoReflect.Descriptor instead.
 func (*UpdateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{46}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *UpdateGroupResponse) GetGroup() *Group {
@@ -3130,7 +3596,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3142,7 +3608,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[47]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3155,7 +3621,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{47}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeleteGroupRequest) GetOrganisationId() string {
@@ -3180,7 +3646,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3658,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[48]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3671,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{48}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{56}
 }
 
 type AddGroupDevicesRequest struct {
@@ -3220,7 +3686,7 @@ type AddGroupDevicesRequest struct {
 
 func (x *AddGroupDevicesRequest) Reset() {
 	*x = AddGroupDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3698,7 @@ func (x *AddGroupDevicesRequest) String() string {
 func (*AddGroupDevicesRequest) ProtoMessage() {}
 
 func (x *AddGroupDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[49]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3711,7 @@ func (x *AddGroupDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupDevicesRequest.ProtoReflect.Descriptor instead.
 func (*AddGroupDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{49}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AddGroupDevicesRequest) GetOrganisationId() string {
@@ -3278,7 +3744,7 @@ type AddGroupDevicesResponse struct {
 
 func (x *AddGroupDevicesResponse) Reset() {
 	*x = AddGroupDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3756,7 @@ func (x *AddGroupDevicesResponse) String() string {
 func (*AddGroupDevicesResponse) ProtoMessage() {}
 
 func (x *AddGroupDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[50]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3769,7 @@ func (x *AddGroupDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddGroupDevicesResponse.ProtoReflect.Descriptor instead.
 func (*AddGroupDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{50}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AddGroupDevicesResponse) GetGroup() *Group {
@@ -3325,7 +3791,7 @@ type RemoveGroupDevicesRequest struct {
 
 func (x *RemoveGroupDevicesRequest) Reset() {
 	*x = RemoveGroupDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3803,7 @@ func (x *RemoveGroupDevicesRequest) String() string {
 func (*RemoveGroupDevicesRequest) ProtoMessage() {}
 
 func (x *RemoveGroupDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[51]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3816,7 @@ func (x *RemoveGroupDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupDevicesRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGroupDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{51}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RemoveGroupDevicesRequest) GetOrganisationId() string {
@@ -3383,7 +3849,7 @@ type RemoveGroupDevicesResponse struct {
 
 func (x *RemoveGroupDevicesResponse) Reset() {
 	*x = RemoveGroupDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +3861,7 @@ func (x *RemoveGroupDevicesResponse) String() string {
 func (*RemoveGroupDevicesResponse) ProtoMessage() {}
 
 func (x *RemoveGroupDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[52]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +3874,7 @@ func (x *RemoveGroupDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGroupDevicesResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGroupDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{52}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RemoveGroupDevicesResponse) GetGroup() *Group {
@@ -3455,7 +3921,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3933,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[53]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3946,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{53}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Command) GetCommandId() string {
@@ -3618,7 +4084,7 @@ type GroupCommand struct {
 
 func (x *GroupCommand) Reset() {
 	*x = GroupCommand{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3630,7 +4096,7 @@ func (x *GroupCommand) String() string {
 func (*GroupCommand) ProtoMessage() {}
 
 func (x *GroupCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[54]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3643,7 +4109,7 @@ func (x *GroupCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupCommand.ProtoReflect.Descriptor instead.
 func (*GroupCommand) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{54}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GroupCommand) GetGroupCommandId() string {
@@ -3720,7 +4186,7 @@ type CommandCount struct {
 
 func (x *CommandCount) Reset() {
 	*x = CommandCount{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3732,7 +4198,7 @@ func (x *CommandCount) String() string {
 func (*CommandCount) ProtoMessage() {}
 
 func (x *CommandCount) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[55]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3745,7 +4211,7 @@ func (x *CommandCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandCount.ProtoReflect.Descriptor instead.
 func (*CommandCount) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{55}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CommandCount) GetState() CommandState {
@@ -3782,7 +4248,7 @@ type SendCommandRequest struct {
 
 func (x *SendCommandRequest) Reset() {
 	*x = SendCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3794,7 +4260,7 @@ func (x *SendCommandRequest) String() string {
 func (*SendCommandRequest) ProtoMessage() {}
 
 func (x *SendCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[56]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3807,7 +4273,7 @@ func (x *SendCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendCommandRequest.ProtoReflect.Descriptor instead.
 func (*SendCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{56}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SendCommandRequest) GetOrganisationId() string {
@@ -3868,7 +4334,7 @@ type SendCommandResponse struct {
 
 func (x *SendCommandResponse) Reset() {
 	*x = SendCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +4346,7 @@ func (x *SendCommandResponse) String() string {
 func (*SendCommandResponse) ProtoMessage() {}
 
 func (x *SendCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[57]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +4359,7 @@ func (x *SendCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendCommandResponse.ProtoReflect.Descriptor instead.
 func (*SendCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{57}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SendCommandResponse) GetCommand() *Command {
@@ -3914,7 +4380,7 @@ type GetCommandRequest struct {
 
 func (x *GetCommandRequest) Reset() {
 	*x = GetCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3926,7 +4392,7 @@ func (x *GetCommandRequest) String() string {
 func (*GetCommandRequest) ProtoMessage() {}
 
 func (x *GetCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[58]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3939,7 +4405,7 @@ func (x *GetCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCommandRequest.ProtoReflect.Descriptor instead.
 func (*GetCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{58}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetCommandRequest) GetOrganisationId() string {
@@ -3972,7 +4438,7 @@ type GetCommandResponse struct {
 
 func (x *GetCommandResponse) Reset() {
 	*x = GetCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4450,7 @@ func (x *GetCommandResponse) String() string {
 func (*GetCommandResponse) ProtoMessage() {}
 
 func (x *GetCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[59]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4463,7 @@ func (x *GetCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCommandResponse.ProtoReflect.Descriptor instead.
 func (*GetCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{59}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetCommandResponse) GetCommand() *Command {
@@ -4021,7 +4487,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4033,7 +4499,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[60]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4046,7 +4512,7 @@ func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{60}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListCommandsRequest) GetOrganisationId() string {
@@ -4088,7 +4554,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4566,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[61]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4579,7 @@ func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{61}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListCommandsResponse) GetCommands() []*Command {
@@ -4150,7 +4616,7 @@ type SendGroupCommandRequest struct {
 
 func (x *SendGroupCommandRequest) Reset() {
 	*x = SendGroupCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4162,7 +4628,7 @@ func (x *SendGroupCommandRequest) String() string {
 func (*SendGroupCommandRequest) ProtoMessage() {}
 
 func (x *SendGroupCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[62]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4175,7 +4641,7 @@ func (x *SendGroupCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendGroupCommandRequest.ProtoReflect.Descriptor instead.
 func (*SendGroupCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{62}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SendGroupCommandRequest) GetOrganisationId() string {
@@ -4236,7 +4702,7 @@ type SendGroupCommandResponse struct {
 
 func (x *SendGroupCommandResponse) Reset() {
 	*x = SendGroupCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4248,7 +4714,7 @@ func (x *SendGroupCommandResponse) String() string {
 func (*SendGroupCommandResponse) ProtoMessage() {}
 
 func (x *SendGroupCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[63]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4261,7 +4727,7 @@ func (x *SendGroupCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendGroupCommandResponse.ProtoReflect.Descriptor instead.
 func (*SendGroupCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{63}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SendGroupCommandResponse) GetCommand() *GroupCommand {
@@ -4282,7 +4748,7 @@ type GetGroupCommandRequest struct {
 
 func (x *GetGroupCommandRequest) Reset() {
 	*x = GetGroupCommandRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4294,7 +4760,7 @@ func (x *GetGroupCommandRequest) String() string {
 func (*GetGroupCommandRequest) ProtoMessage() {}
 
 func (x *GetGroupCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[64]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4307,7 +4773,7 @@ func (x *GetGroupCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupCommandRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupCommandRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{64}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetGroupCommandRequest) GetOrganisationId() string {
@@ -4340,7 +4806,7 @@ type GetGroupCommandResponse struct {
 
 func (x *GetGroupCommandResponse) Reset() {
 	*x = GetGroupCommandResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4352,7 +4818,7 @@ func (x *GetGroupCommandResponse) String() string {
 func (*GetGroupCommandResponse) ProtoMessage() {}
 
 func (x *GetGroupCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[65]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4365,7 +4831,7 @@ func (x *GetGroupCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupCommandResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupCommandResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{65}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetGroupCommandResponse) GetCommand() *GroupCommand {
@@ -4387,7 +4853,7 @@ type WatchDevicesRequest struct {
 
 func (x *WatchDevicesRequest) Reset() {
 	*x = WatchDevicesRequest{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4865,7 @@ func (x *WatchDevicesRequest) String() string {
 func (*WatchDevicesRequest) ProtoMessage() {}
 
 func (x *WatchDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[66]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4878,7 @@ func (x *WatchDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDevicesRequest.ProtoReflect.Descriptor instead.
 func (*WatchDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{66}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *WatchDevicesRequest) GetOrganisationId() string {
@@ -4444,7 +4910,7 @@ type WatchDevicesResponse struct {
 
 func (x *WatchDevicesResponse) Reset() {
 	*x = WatchDevicesResponse{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4922,7 @@ func (x *WatchDevicesResponse) String() string {
 func (*WatchDevicesResponse) ProtoMessage() {}
 
 func (x *WatchDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[67]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4935,7 @@ func (x *WatchDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDevicesResponse.ProtoReflect.Descriptor instead.
 func (*WatchDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{67}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *WatchDevicesResponse) GetEvent() isWatchDevicesResponse_Event {
@@ -4565,7 +5031,7 @@ type DeviceStatus struct {
 
 func (x *DeviceStatus) Reset() {
 	*x = DeviceStatus{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +5043,7 @@ func (x *DeviceStatus) String() string {
 func (*DeviceStatus) ProtoMessage() {}
 
 func (x *DeviceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[68]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +5056,7 @@ func (x *DeviceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceStatus.ProtoReflect.Descriptor instead.
 func (*DeviceStatus) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{68}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DeviceStatus) GetDeviceId() string {
@@ -4644,7 +5110,7 @@ type SnapshotComplete struct {
 
 func (x *SnapshotComplete) Reset() {
 	*x = SnapshotComplete{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +5122,7 @@ func (x *SnapshotComplete) String() string {
 func (*SnapshotComplete) ProtoMessage() {}
 
 func (x *SnapshotComplete) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[69]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +5135,7 @@ func (x *SnapshotComplete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotComplete.ProtoReflect.Descriptor instead.
 func (*SnapshotComplete) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{69}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{77}
 }
 
 // StoredPlays are plays that were stored together.
@@ -4682,7 +5148,7 @@ type StoredPlays struct {
 
 func (x *StoredPlays) Reset() {
 	*x = StoredPlays{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4694,7 +5160,7 @@ func (x *StoredPlays) String() string {
 func (*StoredPlays) ProtoMessage() {}
 
 func (x *StoredPlays) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[70]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4707,7 +5173,7 @@ func (x *StoredPlays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPlays.ProtoReflect.Descriptor instead.
 func (*StoredPlays) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{70}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *StoredPlays) GetPlays() []*StoredPlay {
@@ -4736,7 +5202,7 @@ type StoredPlay struct {
 
 func (x *StoredPlay) Reset() {
 	*x = StoredPlay{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +5214,7 @@ func (x *StoredPlay) String() string {
 func (*StoredPlay) ProtoMessage() {}
 
 func (x *StoredPlay) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[71]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +5227,7 @@ func (x *StoredPlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredPlay.ProtoReflect.Descriptor instead.
 func (*StoredPlay) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{71}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StoredPlay) GetDeviceId() string {
@@ -4821,7 +5287,7 @@ type DeviceChanged struct {
 
 func (x *DeviceChanged) Reset() {
 	*x = DeviceChanged{}
-	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +5299,7 @@ func (x *DeviceChanged) String() string {
 func (*DeviceChanged) ProtoMessage() {}
 
 func (x *DeviceChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_marquee_device_v1_device_proto_msgTypes[72]
+	mi := &file_marquee_device_v1_device_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +5312,7 @@ func (x *DeviceChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceChanged.ProtoReflect.Descriptor instead.
 func (*DeviceChanged) Descriptor() ([]byte, []int) {
-	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{72}
+	return file_marquee_device_v1_device_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DeviceChanged) GetDevice() *Device {
@@ -4860,7 +5326,7 @@ var File_marquee_device_v1_device_proto protoreflect.FileDescriptor
 
 const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\n" +
-	"\x1emarquee/device/v1/device.proto\x12\x11marquee.device.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emarquee/access/v1/access.proto\"\x97\x01\n" +
+	"\x1emarquee/device/v1/device.proto\x12\x11marquee.device.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emarquee/access/v1/access.proto\x1a\x1cmarquee/order/v1/order.proto\"\x97\x01\n" +
 	"\x05Place\x123\n" +
 	"\blatitude\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80V@)\x00\x00\x00\x00\x00\x80V\xc0R\blatitude\x125\n" +
 	"\tlongitude\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x80f@)\x00\x00\x00\x00\x00\x80f\xc0R\tlongitude\x12\"\n" +
@@ -4960,7 +5426,40 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\rmin_height_px\x18\t \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80\x02(\x00R\vminHeightPx\"t\n" +
 	"\x15SearchDevicesResponse\x123\n" +
 	"\adevices\x18\x01 \x03(\v2\x19.marquee.device.v1.DeviceR\adevices\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"j\n" +
+	"\x0fSumPlaysRequest\x12@\n" +
+	"\x05lines\x18\x01 \x03(\v2\x1d.marquee.device.v1.LinePeriodB\v\xbaH\b\x92\x01\x05\b\x01\x10\xc8\x01R\x05lines\x12\x15\n" +
+	"\x06by_day\x18\x02 \x01(\bR\x05byDay\"\x94\x02\n" +
+	"\n" +
+	"LinePeriod\x12E\n" +
+	"\tdevice_id\x18\x01 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12A\n" +
+	"\aline_id\x18\x02 \x01(\tB(\xbaH%r#2!^lin_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x06lineId\x12?\n" +
+	"\tfrom_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bfromTime\x12;\n" +
+	"\ato_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x06toTime\"D\n" +
+	"\x10SumPlaysResponse\x120\n" +
+	"\x04sums\x18\x01 \x03(\v2\x1c.marquee.device.v1.LinePlaysR\x04sums\"\x92\x01\n" +
+	"\tLinePlays\x12\x17\n" +
+	"\aline_id\x18\x01 \x01(\tR\x06lineId\x12\x10\n" +
+	"\x03day\x18\x02 \x01(\tR\x03day\x12\x14\n" +
+	"\x05plays\x18\x03 \x01(\x03R\x05plays\x12#\n" +
+	"\rcounted_plays\x18\x04 \x01(\x03R\fcountedPlays\x12\x1f\n" +
+	"\vduration_ms\x18\x05 \x01(\x03R\n" +
+	"durationMs\"\xbb\x01\n" +
+	"\x16ListBookedLinesRequest\x12O\n" +
+	"\n" +
+	"device_ids\x18\x01 \x03(\tB0\xbaH-\x92\x01*\x10\xe8\a\"%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\tdeviceIds\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"u\n" +
+	"\x17ListBookedLinesResponse\x122\n" +
+	"\x05lines\x18\x01 \x03(\v2\x1c.marquee.order.v1.BookedLineR\x05lines\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9d\x01\n" +
+	"\x15PutBookedLinesRequest\x12E\n" +
+	"\tdevice_id\x18\x01 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12=\n" +
+	"\x05lines\x18\x02 \x03(\v2\x1c.marquee.order.v1.BookedLineB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05lines\"2\n" +
+	"\x16PutBookedLinesResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\x05R\achanged\"\x9b\x02\n" +
 	"\x13UpdateDeviceRequest\x12Q\n" +
 	"\x0forganisation_id\x18\x01 \x01(\tB(\xbaH%r#2!^org_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\x0eorganisationId\x12E\n" +
 	"\tdevice_id\x18\x02 \x01(\tB(\xbaH%r#2!^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$R\bdeviceId\x12E\n" +
@@ -5246,12 +5745,15 @@ const file_marquee_device_v1_device_proto_rawDesc = "" +
 	"\x12COMMAND_STATE_DONE\x10\x03\x12\x1a\n" +
 	"\x16COMMAND_STATE_DECLINED\x10\x04\x12\x18\n" +
 	"\x14COMMAND_STATE_FAILED\x10\x05\x12\x19\n" +
-	"\x15COMMAND_STATE_EXPIRED\x10\x062\xc1'\n" +
+	"\x15COMMAND_STATE_EXPIRED\x10\x062\x9d*\n" +
 	"\rDeviceService\x12\xb5\x01\n" +
 	"\fCreateDevice\x12&.marquee.device.v1.CreateDeviceRequest\x1a'.marquee.device.v1.CreateDeviceResponse\"T\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x020:\x01*\"+/v1/organisations/{organisation_id}/devices\x90\x02\x02\x12\xb6\x01\n" +
 	"\tGetDevice\x12#.marquee.device.v1.GetDeviceRequest\x1a$.marquee.device.v1.GetDeviceResponse\"^\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x029\x127/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x01\x12\xb0\x01\n" +
 	"\vListDevices\x12%.marquee.device.v1.ListDevicesRequest\x1a&.marquee.device.v1.ListDevicesResponse\"R\xc2\xda\x18\x18\b\x02\x1a\x03\x01\x03\x04\"\x0forganisation_id\x82\xd3\xe4\x93\x02-\x12+/v1/organisations/{organisation_id}/devices\x90\x02\x01\x12t\n" +
-	"\rSearchDevices\x12'.marquee.device.v1.SearchDevicesRequest\x1a(.marquee.device.v1.SearchDevicesResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x01\x12\xc1\x01\n" +
+	"\rSearchDevices\x12'.marquee.device.v1.SearchDevicesRequest\x1a(.marquee.device.v1.SearchDevicesResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x01\x12e\n" +
+	"\bSumPlays\x12\".marquee.device.v1.SumPlaysRequest\x1a#.marquee.device.v1.SumPlaysResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x01\x12z\n" +
+	"\x0fListBookedLines\x12).marquee.device.v1.ListBookedLinesRequest\x1a*.marquee.device.v1.ListBookedLinesResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x01\x12w\n" +
+	"\x0ePutBookedLines\x12(.marquee.device.v1.PutBookedLinesRequest\x1a).marquee.device.v1.PutBookedLinesResponse\"\x10\xc2\xda\x18\t\b\x03\x12\x05order\x90\x02\x02\x12\xc1\x01\n" +
 	"\fUpdateDevice\x12&.marquee.device.v1.UpdateDeviceRequest\x1a'.marquee.device.v1.UpdateDeviceResponse\"`\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02<:\x01*\x1a7/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x02\x12\xbe\x01\n" +
 	"\fDeleteDevice\x12&.marquee.device.v1.DeleteDeviceRequest\x1a'.marquee.device.v1.DeleteDeviceResponse\"]\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x029*7/v1/organisations/{organisation_id}/devices/{device_id}\x90\x02\x02\x12\xd5\x01\n" +
 	"\x0fCreateClaimCode\x12).marquee.device.v1.CreateClaimCodeRequest\x1a*.marquee.device.v1.CreateClaimCodeResponse\"k\xc2\xda\x18\x17\b\x02\x1a\x02\x01\x03\"\x0forganisation_id\x82\xd3\xe4\x93\x02G:\x01*\"B/v1/organisations/{organisation_id}/devices/{device_id}/claim-code\x90\x02\x02\x12\x80\x01\n" +
@@ -5290,7 +5792,7 @@ func file_marquee_device_v1_device_proto_rawDescGZIP() []byte {
 }
 
 var file_marquee_device_v1_device_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_marquee_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_marquee_device_v1_device_proto_goTypes = []any{
 	(DeviceState)(0),                   // 0: marquee.device.v1.DeviceState
 	(Weekday)(0),                       // 1: marquee.device.v1.Weekday
@@ -5312,191 +5814,212 @@ var file_marquee_device_v1_device_proto_goTypes = []any{
 	(*Area)(nil),                       // 17: marquee.device.v1.Area
 	(*SearchDevicesRequest)(nil),       // 18: marquee.device.v1.SearchDevicesRequest
 	(*SearchDevicesResponse)(nil),      // 19: marquee.device.v1.SearchDevicesResponse
-	(*UpdateDeviceRequest)(nil),        // 20: marquee.device.v1.UpdateDeviceRequest
-	(*UpdateDeviceResponse)(nil),       // 21: marquee.device.v1.UpdateDeviceResponse
-	(*DeleteDeviceRequest)(nil),        // 22: marquee.device.v1.DeleteDeviceRequest
-	(*DeleteDeviceResponse)(nil),       // 23: marquee.device.v1.DeleteDeviceResponse
-	(*CreateClaimCodeRequest)(nil),     // 24: marquee.device.v1.CreateClaimCodeRequest
-	(*CreateClaimCodeResponse)(nil),    // 25: marquee.device.v1.CreateClaimCodeResponse
-	(*ClaimDeviceRequest)(nil),         // 26: marquee.device.v1.ClaimDeviceRequest
-	(*Credentials)(nil),                // 27: marquee.device.v1.Credentials
-	(*ClaimDeviceResponse)(nil),        // 28: marquee.device.v1.ClaimDeviceResponse
-	(*RotateCredentialsRequest)(nil),   // 29: marquee.device.v1.RotateCredentialsRequest
-	(*RotateCredentialsResponse)(nil),  // 30: marquee.device.v1.RotateCredentialsResponse
-	(*RevokeDeviceRequest)(nil),        // 31: marquee.device.v1.RevokeDeviceRequest
-	(*RevokeDeviceResponse)(nil),       // 32: marquee.device.v1.RevokeDeviceResponse
-	(*PlaylistItem)(nil),               // 33: marquee.device.v1.PlaylistItem
-	(*Playlist)(nil),                   // 34: marquee.device.v1.Playlist
-	(*PutDefaultPlaylistRequest)(nil),  // 35: marquee.device.v1.PutDefaultPlaylistRequest
-	(*PutDefaultPlaylistResponse)(nil), // 36: marquee.device.v1.PutDefaultPlaylistResponse
-	(*GetPlaylistRequest)(nil),         // 37: marquee.device.v1.GetPlaylistRequest
-	(*GetPlaylistResponse)(nil),        // 38: marquee.device.v1.GetPlaylistResponse
-	(*ListPlaysRequest)(nil),           // 39: marquee.device.v1.ListPlaysRequest
-	(*HourOfPlays)(nil),                // 40: marquee.device.v1.HourOfPlays
-	(*ListPlaysResponse)(nil),          // 41: marquee.device.v1.ListPlaysResponse
-	(*Group)(nil),                      // 42: marquee.device.v1.Group
-	(*CreateGroupRequest)(nil),         // 43: marquee.device.v1.CreateGroupRequest
-	(*CreateGroupResponse)(nil),        // 44: marquee.device.v1.CreateGroupResponse
-	(*GetGroupRequest)(nil),            // 45: marquee.device.v1.GetGroupRequest
-	(*GetGroupResponse)(nil),           // 46: marquee.device.v1.GetGroupResponse
-	(*ListGroupsRequest)(nil),          // 47: marquee.device.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),         // 48: marquee.device.v1.ListGroupsResponse
-	(*UpdateGroupRequest)(nil),         // 49: marquee.device.v1.UpdateGroupRequest
-	(*UpdateGroupResponse)(nil),        // 50: marquee.device.v1.UpdateGroupResponse
-	(*DeleteGroupRequest)(nil),         // 51: marquee.device.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),        // 52: marquee.device.v1.DeleteGroupResponse
-	(*AddGroupDevicesRequest)(nil),     // 53: marquee.device.v1.AddGroupDevicesRequest
-	(*AddGroupDevicesResponse)(nil),    // 54: marquee.device.v1.AddGroupDevicesResponse
-	(*RemoveGroupDevicesRequest)(nil),  // 55: marquee.device.v1.RemoveGroupDevicesRequest
-	(*RemoveGroupDevicesResponse)(nil), // 56: marquee.device.v1.RemoveGroupDevicesResponse
-	(*Command)(nil),                    // 57: marquee.device.v1.Command
-	(*GroupCommand)(nil),               // 58: marquee.device.v1.GroupCommand
-	(*CommandCount)(nil),               // 59: marquee.device.v1.CommandCount
-	(*SendCommandRequest)(nil),         // 60: marquee.device.v1.SendCommandRequest
-	(*SendCommandResponse)(nil),        // 61: marquee.device.v1.SendCommandResponse
-	(*GetCommandRequest)(nil),          // 62: marquee.device.v1.GetCommandRequest
-	(*GetCommandResponse)(nil),         // 63: marquee.device.v1.GetCommandResponse
-	(*ListCommandsRequest)(nil),        // 64: marquee.device.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),       // 65: marquee.device.v1.ListCommandsResponse
-	(*SendGroupCommandRequest)(nil),    // 66: marquee.device.v1.SendGroupCommandRequest
-	(*SendGroupCommandResponse)(nil),   // 67: marquee.device.v1.SendGroupCommandResponse
-	(*GetGroupCommandRequest)(nil),     // 68: marquee.device.v1.GetGroupCommandRequest
-	(*GetGroupCommandResponse)(nil),    // 69: marquee.device.v1.GetGroupCommandResponse
-	(*WatchDevicesRequest)(nil),        // 70: marquee.device.v1.WatchDevicesRequest
-	(*WatchDevicesResponse)(nil),       // 71: marquee.device.v1.WatchDevicesResponse
-	(*DeviceStatus)(nil),               // 72: marquee.device.v1.DeviceStatus
-	(*SnapshotComplete)(nil),           // 73: marquee.device.v1.SnapshotComplete
-	(*StoredPlays)(nil),                // 74: marquee.device.v1.StoredPlays
-	(*StoredPlay)(nil),                 // 75: marquee.device.v1.StoredPlay
-	(*DeviceChanged)(nil),              // 76: marquee.device.v1.DeviceChanged
-	(*timestamppb.Timestamp)(nil),      // 77: google.protobuf.Timestamp
+	(*SumPlaysRequest)(nil),            // 20: marquee.device.v1.SumPlaysRequest
+	(*LinePeriod)(nil),                 // 21: marquee.device.v1.LinePeriod
+	(*SumPlaysResponse)(nil),           // 22: marquee.device.v1.SumPlaysResponse
+	(*LinePlays)(nil),                  // 23: marquee.device.v1.LinePlays
+	(*ListBookedLinesRequest)(nil),     // 24: marquee.device.v1.ListBookedLinesRequest
+	(*ListBookedLinesResponse)(nil),    // 25: marquee.device.v1.ListBookedLinesResponse
+	(*PutBookedLinesRequest)(nil),      // 26: marquee.device.v1.PutBookedLinesRequest
+	(*PutBookedLinesResponse)(nil),     // 27: marquee.device.v1.PutBookedLinesResponse
+	(*UpdateDeviceRequest)(nil),        // 28: marquee.device.v1.UpdateDeviceRequest
+	(*UpdateDeviceResponse)(nil),       // 29: marquee.device.v1.UpdateDeviceResponse
+	(*DeleteDeviceRequest)(nil),        // 30: marquee.device.v1.DeleteDeviceRequest
+	(*DeleteDeviceResponse)(nil),       // 31: marquee.device.v1.DeleteDeviceResponse
+	(*CreateClaimCodeRequest)(nil),     // 32: marquee.device.v1.CreateClaimCodeRequest
+	(*CreateClaimCodeResponse)(nil),    // 33: marquee.device.v1.CreateClaimCodeResponse
+	(*ClaimDeviceRequest)(nil),         // 34: marquee.device.v1.ClaimDeviceRequest
+	(*Credentials)(nil),                // 35: marquee.device.v1.Credentials
+	(*ClaimDeviceResponse)(nil),        // 36: marquee.device.v1.ClaimDeviceResponse
+	(*RotateCredentialsRequest)(nil),   // 37: marquee.device.v1.RotateCredentialsRequest
+	(*RotateCredentialsResponse)(nil),  // 38: marquee.device.v1.RotateCredentialsResponse
+	(*RevokeDeviceRequest)(nil),        // 39: marquee.device.v1.RevokeDeviceRequest
+	(*RevokeDeviceResponse)(nil),       // 40: marquee.device.v1.RevokeDeviceResponse
+	(*PlaylistItem)(nil),               // 41: marquee.device.v1.PlaylistItem
+	(*Playlist)(nil),                   // 42: marquee.device.v1.Playlist
+	(*PutDefaultPlaylistRequest)(nil),  // 43: marquee.device.v1.PutDefaultPlaylistRequest
+	(*PutDefaultPlaylistResponse)(nil), // 44: marquee.device.v1.PutDefaultPlaylistResponse
+	(*GetPlaylistRequest)(nil),         // 45: marquee.device.v1.GetPlaylistRequest
+	(*GetPlaylistResponse)(nil),        // 46: marquee.device.v1.GetPlaylistResponse
+	(*ListPlaysRequest)(nil),           // 47: marquee.device.v1.ListPlaysRequest
+	(*HourOfPlays)(nil),                // 48: marquee.device.v1.HourOfPlays
+	(*ListPlaysResponse)(nil),          // 49: marquee.device.v1.ListPlaysResponse
+	(*Group)(nil),                      // 50: marquee.device.v1.Group
+	(*CreateGroupRequest)(nil),         // 51: marquee.device.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),        // 52: marquee.device.v1.CreateGroupResponse
+	(*GetGroupRequest)(nil),            // 53: marquee.device.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),           // 54: marquee.device.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),          // 55: marquee.device.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),         // 56: marquee.device.v1.ListGroupsResponse
+	(*UpdateGroupRequest)(nil),         // 57: marquee.device.v1.UpdateGroupRequest
+	(*UpdateGroupResponse)(nil),        // 58: marquee.device.v1.UpdateGroupResponse
+	(*DeleteGroupRequest)(nil),         // 59: marquee.device.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),        // 60: marquee.device.v1.DeleteGroupResponse
+	(*AddGroupDevicesRequest)(nil),     // 61: marquee.device.v1.AddGroupDevicesRequest
+	(*AddGroupDevicesResponse)(nil),    // 62: marquee.device.v1.AddGroupDevicesResponse
+	(*RemoveGroupDevicesRequest)(nil),  // 63: marquee.device.v1.RemoveGroupDevicesRequest
+	(*RemoveGroupDevicesResponse)(nil), // 64: marquee.device.v1.RemoveGroupDevicesResponse
+	(*Command)(nil),                    // 65: marquee.device.v1.Command
+	(*GroupCommand)(nil),               // 66: marquee.device.v1.GroupCommand
+	(*CommandCount)(nil),               // 67: marquee.device.v1.CommandCount
+	(*SendCommandRequest)(nil),         // 68: marquee.device.v1.SendCommandRequest
+	(*SendCommandResponse)(nil),        // 69: marquee.device.v1.SendCommandResponse
+	(*GetCommandRequest)(nil),          // 70: marquee.device.v1.GetCommandRequest
+	(*GetCommandResponse)(nil),         // 71: marquee.device.v1.GetCommandResponse
+	(*ListCommandsRequest)(nil),        // 72: marquee.device.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),       // 73: marquee.device.v1.ListCommandsResponse
+	(*SendGroupCommandRequest)(nil),    // 74: marquee.device.v1.SendGroupCommandRequest
+	(*SendGroupCommandResponse)(nil),   // 75: marquee.device.v1.SendGroupCommandResponse
+	(*GetGroupCommandRequest)(nil),     // 76: marquee.device.v1.GetGroupCommandRequest
+	(*GetGroupCommandResponse)(nil),    // 77: marquee.device.v1.GetGroupCommandResponse
+	(*WatchDevicesRequest)(nil),        // 78: marquee.device.v1.WatchDevicesRequest
+	(*WatchDevicesResponse)(nil),       // 79: marquee.device.v1.WatchDevicesResponse
+	(*DeviceStatus)(nil),               // 80: marquee.device.v1.DeviceStatus
+	(*SnapshotComplete)(nil),           // 81: marquee.device.v1.SnapshotComplete
+	(*StoredPlays)(nil),                // 82: marquee.device.v1.StoredPlays
+	(*StoredPlay)(nil),                 // 83: marquee.device.v1.StoredPlay
+	(*DeviceChanged)(nil),              // 84: marquee.device.v1.DeviceChanged
+	(*timestamppb.Timestamp)(nil),      // 85: google.protobuf.Timestamp
+	(*v1.BookedLine)(nil),              // 86: marquee.order.v1.BookedLine
 }
 var file_marquee_device_v1_device_proto_depIdxs = []int32{
-	1,  // 0: marquee.device.v1.OpeningHours.weekday:type_name -> marquee.device.v1.Weekday
-	4,  // 1: marquee.device.v1.DeviceSettings.place:type_name -> marquee.device.v1.Place
-	5,  // 2: marquee.device.v1.DeviceSettings.screen:type_name -> marquee.device.v1.Screen
-	6,  // 3: marquee.device.v1.DeviceSettings.slot_price:type_name -> marquee.device.v1.Price
-	7,  // 4: marquee.device.v1.DeviceSettings.hours:type_name -> marquee.device.v1.OpeningHours
-	77, // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
-	8,  // 6: marquee.device.v1.Device.settings:type_name -> marquee.device.v1.DeviceSettings
-	0,  // 7: marquee.device.v1.Device.state:type_name -> marquee.device.v1.DeviceState
-	9,  // 8: marquee.device.v1.Device.presence:type_name -> marquee.device.v1.Presence
-	77, // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
-	77, // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
-	77, // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
-	8,  // 12: marquee.device.v1.CreateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
-	10, // 13: marquee.device.v1.CreateDeviceResponse.device:type_name -> marquee.device.v1.Device
-	10, // 14: marquee.device.v1.GetDeviceResponse.device:type_name -> marquee.device.v1.Device
-	0,  // 15: marquee.device.v1.ListDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
-	10, // 16: marquee.device.v1.ListDevicesResponse.devices:type_name -> marquee.device.v1.Device
-	0,  // 17: marquee.device.v1.SearchDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
-	17, // 18: marquee.device.v1.SearchDevicesRequest.area:type_name -> marquee.device.v1.Area
-	10, // 19: marquee.device.v1.SearchDevicesResponse.devices:type_name -> marquee.device.v1.Device
-	8,  // 20: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
-	10, // 21: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
-	77, // 22: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
-	27, // 23: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
-	27, // 24: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
-	33, // 25: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
-	77, // 26: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
-	33, // 27: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
-	34, // 28: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	34, // 29: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
-	77, // 30: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
-	77, // 31: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
-	77, // 32: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
-	40, // 33: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
-	77, // 34: marquee.device.v1.Group.create_time:type_name -> google.protobuf.Timestamp
-	77, // 35: marquee.device.v1.Group.update_time:type_name -> google.protobuf.Timestamp
-	42, // 36: marquee.device.v1.CreateGroupResponse.group:type_name -> marquee.device.v1.Group
-	42, // 37: marquee.device.v1.GetGroupResponse.group:type_name -> marquee.device.v1.Group
-	42, // 38: marquee.device.v1.ListGroupsResponse.groups:type_name -> marquee.device.v1.Group
-	42, // 39: marquee.device.v1.UpdateGroupResponse.group:type_name -> marquee.device.v1.Group
-	42, // 40: marquee.device.v1.AddGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
-	42, // 41: marquee.device.v1.RemoveGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
-	2,  // 42: marquee.device.v1.Command.kind:type_name -> marquee.device.v1.CommandKind
-	3,  // 43: marquee.device.v1.Command.state:type_name -> marquee.device.v1.CommandState
-	77, // 44: marquee.device.v1.Command.create_time:type_name -> google.protobuf.Timestamp
-	77, // 45: marquee.device.v1.Command.expire_time:type_name -> google.protobuf.Timestamp
-	77, // 46: marquee.device.v1.Command.send_time:type_name -> google.protobuf.Timestamp
-	77, // 47: marquee.device.v1.Command.reply_time:type_name -> google.protobuf.Timestamp
-	2,  // 48: marquee.device.v1.GroupCommand.kind:type_name -> marquee.device.v1.CommandKind
-	77, // 49: marquee.device.v1.GroupCommand.create_time:type_name -> google.protobuf.Timestamp
-	77, // 50: marquee.device.v1.GroupCommand.expire_time:type_name -> google.protobuf.Timestamp
-	59, // 51: marquee.device.v1.GroupCommand.counts:type_name -> marquee.device.v1.CommandCount
-	3,  // 52: marquee.device.v1.CommandCount.state:type_name -> marquee.device.v1.CommandState
-	2,  // 53: marquee.device.v1.SendCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
-	57, // 54: marquee.device.v1.SendCommandResponse.command:type_name -> marquee.device.v1.Command
-	57, // 55: marquee.device.v1.GetCommandResponse.command:type_name -> marquee.device.v1.Command
-	57, // 56: marquee.device.v1.ListCommandsResponse.commands:type_name -> marquee.device.v1.Command
-	2,  // 57: marquee.device.v1.SendGroupCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
-	58, // 58: marquee.device.v1.SendGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
-	58, // 59: marquee.device.v1.GetGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
-	72, // 60: marquee.device.v1.WatchDevicesResponse.status:type_name -> marquee.device.v1.DeviceStatus
-	73, // 61: marquee.device.v1.WatchDevicesResponse.snapshot_complete:type_name -> marquee.device.v1.SnapshotComplete
-	74, // 62: marquee.device.v1.WatchDevicesResponse.plays:type_name -> marquee.device.v1.StoredPlays
-	0,  // 63: marquee.device.v1.DeviceStatus.state:type_name -> marquee.device.v1.DeviceState
-	9,  // 64: marquee.device.v1.DeviceStatus.presence:type_name -> marquee.device.v1.Presence
-	75, // 65: marquee.device.v1.StoredPlays.plays:type_name -> marquee.device.v1.StoredPlay
-	77, // 66: marquee.device.v1.StoredPlay.start_time:type_name -> google.protobuf.Timestamp
-	10, // 67: marquee.device.v1.DeviceChanged.device:type_name -> marquee.device.v1.Device
-	11, // 68: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
-	13, // 69: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
-	15, // 70: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
-	18, // 71: marquee.device.v1.DeviceService.SearchDevices:input_type -> marquee.device.v1.SearchDevicesRequest
-	20, // 72: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
-	22, // 73: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
-	24, // 74: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
-	26, // 75: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
-	29, // 76: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
-	31, // 77: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
-	35, // 78: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
-	37, // 79: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
-	39, // 80: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
-	43, // 81: marquee.device.v1.DeviceService.CreateGroup:input_type -> marquee.device.v1.CreateGroupRequest
-	45, // 82: marquee.device.v1.DeviceService.GetGroup:input_type -> marquee.device.v1.GetGroupRequest
-	47, // 83: marquee.device.v1.DeviceService.ListGroups:input_type -> marquee.device.v1.ListGroupsRequest
-	49, // 84: marquee.device.v1.DeviceService.UpdateGroup:input_type -> marquee.device.v1.UpdateGroupRequest
-	51, // 85: marquee.device.v1.DeviceService.DeleteGroup:input_type -> marquee.device.v1.DeleteGroupRequest
-	53, // 86: marquee.device.v1.DeviceService.AddGroupDevices:input_type -> marquee.device.v1.AddGroupDevicesRequest
-	55, // 87: marquee.device.v1.DeviceService.RemoveGroupDevices:input_type -> marquee.device.v1.RemoveGroupDevicesRequest
-	60, // 88: marquee.device.v1.DeviceService.SendCommand:input_type -> marquee.device.v1.SendCommandRequest
-	62, // 89: marquee.device.v1.DeviceService.GetCommand:input_type -> marquee.device.v1.GetCommandRequest
-	64, // 90: marquee.device.v1.DeviceService.ListCommands:input_type -> marquee.device.v1.ListCommandsRequest
-	66, // 91: marquee.device.v1.DeviceService.SendGroupCommand:input_type -> marquee.device.v1.SendGroupCommandRequest
-	68, // 92: marquee.device.v1.DeviceService.GetGroupCommand:input_type -> marquee.device.v1.GetGroupCommandRequest
-	70, // 93: marquee.device.v1.DeviceService.WatchDevices:input_type -> marquee.device.v1.WatchDevicesRequest
-	12, // 94: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
-	14, // 95: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
-	16, // 96: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
-	19, // 97: marquee.device.v1.DeviceService.SearchDevices:output_type -> marquee.device.v1.SearchDevicesResponse
-	21, // 98: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
-	23, // 99: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
-	25, // 100: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
-	28, // 101: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
-	30, // 102: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
-	32, // 103: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
-	36, // 104: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
-	38, // 105: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
-	41, // 106: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
-	44, // 107: marquee.device.v1.DeviceService.CreateGroup:output_type -> marquee.device.v1.CreateGroupResponse
-	46, // 108: marquee.device.v1.DeviceService.GetGroup:output_type -> marquee.device.v1.GetGroupResponse
-	48, // 109: marquee.device.v1.DeviceService.ListGroups:output_type -> marquee.device.v1.ListGroupsResponse
-	50, // 110: marquee.device.v1.DeviceService.UpdateGroup:output_type -> marquee.device.v1.UpdateGroupResponse
-	52, // 111: marquee.device.v1.DeviceService.DeleteGroup:output_type -> marquee.device.v1.DeleteGroupResponse
-	54, // 112: marquee.device.v1.DeviceService.AddGroupDevices:output_type -> marquee.device.v1.AddGroupDevicesResponse
-	56, // 113: marquee.device.v1.DeviceService.RemoveGroupDevices:output_type -> marquee.device.v1.RemoveGroupDevicesResponse
-	61, // 114: marquee.device.v1.DeviceService.SendCommand:output_type -> marquee.device.v1.SendCommandResponse
-	63, // 115: marquee.device.v1.DeviceService.GetCommand:output_type -> marquee.device.v1.GetCommandResponse
-	65, // 116: marquee.device.v1.DeviceService.ListCommands:output_type -> marquee.device.v1.ListCommandsResponse
-	67, // 117: marquee.device.v1.DeviceService.SendGroupCommand:output_type -> marquee.device.v1.SendGroupCommandResponse
-	69, // 118: marquee.device.v1.DeviceService.GetGroupCommand:output_type -> marquee.device.v1.GetGroupCommandResponse
-	71, // 119: marquee.device.v1.DeviceService.WatchDevices:output_type -> marquee.device.v1.WatchDevicesResponse
-	94, // [94:120] is the sub-list for method output_type
-	68, // [68:94] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	1,   // 0: marquee.device.v1.OpeningHours.weekday:type_name -> marquee.device.v1.Weekday
+	4,   // 1: marquee.device.v1.DeviceSettings.place:type_name -> marquee.device.v1.Place
+	5,   // 2: marquee.device.v1.DeviceSettings.screen:type_name -> marquee.device.v1.Screen
+	6,   // 3: marquee.device.v1.DeviceSettings.slot_price:type_name -> marquee.device.v1.Price
+	7,   // 4: marquee.device.v1.DeviceSettings.hours:type_name -> marquee.device.v1.OpeningHours
+	85,  // 5: marquee.device.v1.Presence.since_time:type_name -> google.protobuf.Timestamp
+	8,   // 6: marquee.device.v1.Device.settings:type_name -> marquee.device.v1.DeviceSettings
+	0,   // 7: marquee.device.v1.Device.state:type_name -> marquee.device.v1.DeviceState
+	9,   // 8: marquee.device.v1.Device.presence:type_name -> marquee.device.v1.Presence
+	85,  // 9: marquee.device.v1.Device.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 10: marquee.device.v1.Device.update_time:type_name -> google.protobuf.Timestamp
+	85,  // 11: marquee.device.v1.Device.claim_time:type_name -> google.protobuf.Timestamp
+	8,   // 12: marquee.device.v1.CreateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
+	10,  // 13: marquee.device.v1.CreateDeviceResponse.device:type_name -> marquee.device.v1.Device
+	10,  // 14: marquee.device.v1.GetDeviceResponse.device:type_name -> marquee.device.v1.Device
+	0,   // 15: marquee.device.v1.ListDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
+	10,  // 16: marquee.device.v1.ListDevicesResponse.devices:type_name -> marquee.device.v1.Device
+	0,   // 17: marquee.device.v1.SearchDevicesRequest.state:type_name -> marquee.device.v1.DeviceState
+	17,  // 18: marquee.device.v1.SearchDevicesRequest.area:type_name -> marquee.device.v1.Area
+	10,  // 19: marquee.device.v1.SearchDevicesResponse.devices:type_name -> marquee.device.v1.Device
+	21,  // 20: marquee.device.v1.SumPlaysRequest.lines:type_name -> marquee.device.v1.LinePeriod
+	85,  // 21: marquee.device.v1.LinePeriod.from_time:type_name -> google.protobuf.Timestamp
+	85,  // 22: marquee.device.v1.LinePeriod.to_time:type_name -> google.protobuf.Timestamp
+	23,  // 23: marquee.device.v1.SumPlaysResponse.sums:type_name -> marquee.device.v1.LinePlays
+	86,  // 24: marquee.device.v1.ListBookedLinesResponse.lines:type_name -> marquee.order.v1.BookedLine
+	86,  // 25: marquee.device.v1.PutBookedLinesRequest.lines:type_name -> marquee.order.v1.BookedLine
+	8,   // 26: marquee.device.v1.UpdateDeviceRequest.settings:type_name -> marquee.device.v1.DeviceSettings
+	10,  // 27: marquee.device.v1.UpdateDeviceResponse.device:type_name -> marquee.device.v1.Device
+	85,  // 28: marquee.device.v1.CreateClaimCodeResponse.expire_time:type_name -> google.protobuf.Timestamp
+	35,  // 29: marquee.device.v1.ClaimDeviceResponse.credentials:type_name -> marquee.device.v1.Credentials
+	35,  // 30: marquee.device.v1.RotateCredentialsResponse.credentials:type_name -> marquee.device.v1.Credentials
+	41,  // 31: marquee.device.v1.Playlist.items:type_name -> marquee.device.v1.PlaylistItem
+	85,  // 32: marquee.device.v1.Playlist.update_time:type_name -> google.protobuf.Timestamp
+	41,  // 33: marquee.device.v1.PutDefaultPlaylistRequest.items:type_name -> marquee.device.v1.PlaylistItem
+	42,  // 34: marquee.device.v1.PutDefaultPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	42,  // 35: marquee.device.v1.GetPlaylistResponse.playlist:type_name -> marquee.device.v1.Playlist
+	85,  // 36: marquee.device.v1.ListPlaysRequest.from_time:type_name -> google.protobuf.Timestamp
+	85,  // 37: marquee.device.v1.ListPlaysRequest.to_time:type_name -> google.protobuf.Timestamp
+	85,  // 38: marquee.device.v1.HourOfPlays.hour_time:type_name -> google.protobuf.Timestamp
+	48,  // 39: marquee.device.v1.ListPlaysResponse.hours:type_name -> marquee.device.v1.HourOfPlays
+	85,  // 40: marquee.device.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 41: marquee.device.v1.Group.update_time:type_name -> google.protobuf.Timestamp
+	50,  // 42: marquee.device.v1.CreateGroupResponse.group:type_name -> marquee.device.v1.Group
+	50,  // 43: marquee.device.v1.GetGroupResponse.group:type_name -> marquee.device.v1.Group
+	50,  // 44: marquee.device.v1.ListGroupsResponse.groups:type_name -> marquee.device.v1.Group
+	50,  // 45: marquee.device.v1.UpdateGroupResponse.group:type_name -> marquee.device.v1.Group
+	50,  // 46: marquee.device.v1.AddGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	50,  // 47: marquee.device.v1.RemoveGroupDevicesResponse.group:type_name -> marquee.device.v1.Group
+	2,   // 48: marquee.device.v1.Command.kind:type_name -> marquee.device.v1.CommandKind
+	3,   // 49: marquee.device.v1.Command.state:type_name -> marquee.device.v1.CommandState
+	85,  // 50: marquee.device.v1.Command.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 51: marquee.device.v1.Command.expire_time:type_name -> google.protobuf.Timestamp
+	85,  // 52: marquee.device.v1.Command.send_time:type_name -> google.protobuf.Timestamp
+	85,  // 53: marquee.device.v1.Command.reply_time:type_name -> google.protobuf.Timestamp
+	2,   // 54: marquee.device.v1.GroupCommand.kind:type_name -> marquee.device.v1.CommandKind
+	85,  // 55: marquee.device.v1.GroupCommand.create_time:type_name -> google.protobuf.Timestamp
+	85,  // 56: marquee.device.v1.GroupCommand.expire_time:type_name -> google.protobuf.Timestamp
+	67,  // 57: marquee.device.v1.GroupCommand.counts:type_name -> marquee.device.v1.CommandCount
+	3,   // 58: marquee.device.v1.CommandCount.state:type_name -> marquee.device.v1.CommandState
+	2,   // 59: marquee.device.v1.SendCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	65,  // 60: marquee.device.v1.SendCommandResponse.command:type_name -> marquee.device.v1.Command
+	65,  // 61: marquee.device.v1.GetCommandResponse.command:type_name -> marquee.device.v1.Command
+	65,  // 62: marquee.device.v1.ListCommandsResponse.commands:type_name -> marquee.device.v1.Command
+	2,   // 63: marquee.device.v1.SendGroupCommandRequest.kind:type_name -> marquee.device.v1.CommandKind
+	66,  // 64: marquee.device.v1.SendGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	66,  // 65: marquee.device.v1.GetGroupCommandResponse.command:type_name -> marquee.device.v1.GroupCommand
+	80,  // 66: marquee.device.v1.WatchDevicesResponse.status:type_name -> marquee.device.v1.DeviceStatus
+	81,  // 67: marquee.device.v1.WatchDevicesResponse.snapshot_complete:type_name -> marquee.device.v1.SnapshotComplete
+	82,  // 68: marquee.device.v1.WatchDevicesResponse.plays:type_name -> marquee.device.v1.StoredPlays
+	0,   // 69: marquee.device.v1.DeviceStatus.state:type_name -> marquee.device.v1.DeviceState
+	9,   // 70: marquee.device.v1.DeviceStatus.presence:type_name -> marquee.device.v1.Presence
+	83,  // 71: marquee.device.v1.StoredPlays.plays:type_name -> marquee.device.v1.StoredPlay
+	85,  // 72: marquee.device.v1.StoredPlay.start_time:type_name -> google.protobuf.Timestamp
+	10,  // 73: marquee.device.v1.DeviceChanged.device:type_name -> marquee.device.v1.Device
+	11,  // 74: marquee.device.v1.DeviceService.CreateDevice:input_type -> marquee.device.v1.CreateDeviceRequest
+	13,  // 75: marquee.device.v1.DeviceService.GetDevice:input_type -> marquee.device.v1.GetDeviceRequest
+	15,  // 76: marquee.device.v1.DeviceService.ListDevices:input_type -> marquee.device.v1.ListDevicesRequest
+	18,  // 77: marquee.device.v1.DeviceService.SearchDevices:input_type -> marquee.device.v1.SearchDevicesRequest
+	20,  // 78: marquee.device.v1.DeviceService.SumPlays:input_type -> marquee.device.v1.SumPlaysRequest
+	24,  // 79: marquee.device.v1.DeviceService.ListBookedLines:input_type -> marquee.device.v1.ListBookedLinesRequest
+	26,  // 80: marquee.device.v1.DeviceService.PutBookedLines:input_type -> marquee.device.v1.PutBookedLinesRequest
+	28,  // 81: marquee.device.v1.DeviceService.UpdateDevice:input_type -> marquee.device.v1.UpdateDeviceRequest
+	30,  // 82: marquee.device.v1.DeviceService.DeleteDevice:input_type -> marquee.device.v1.DeleteDeviceRequest
+	32,  // 83: marquee.device.v1.DeviceService.CreateClaimCode:input_type -> marquee.device.v1.CreateClaimCodeRequest
+	34,  // 84: marquee.device.v1.DeviceService.ClaimDevice:input_type -> marquee.device.v1.ClaimDeviceRequest
+	37,  // 85: marquee.device.v1.DeviceService.RotateCredentials:input_type -> marquee.device.v1.RotateCredentialsRequest
+	39,  // 86: marquee.device.v1.DeviceService.RevokeDevice:input_type -> marquee.device.v1.RevokeDeviceRequest
+	43,  // 87: marquee.device.v1.DeviceService.PutDefaultPlaylist:input_type -> marquee.device.v1.PutDefaultPlaylistRequest
+	45,  // 88: marquee.device.v1.DeviceService.GetPlaylist:input_type -> marquee.device.v1.GetPlaylistRequest
+	47,  // 89: marquee.device.v1.DeviceService.ListPlays:input_type -> marquee.device.v1.ListPlaysRequest
+	51,  // 90: marquee.device.v1.DeviceService.CreateGroup:input_type -> marquee.device.v1.CreateGroupRequest
+	53,  // 91: marquee.device.v1.DeviceService.GetGroup:input_type -> marquee.device.v1.GetGroupRequest
+	55,  // 92: marquee.device.v1.DeviceService.ListGroups:input_type -> marquee.device.v1.ListGroupsRequest
+	57,  // 93: marquee.device.v1.DeviceService.UpdateGroup:input_type -> marquee.device.v1.UpdateGroupRequest
+	59,  // 94: marquee.device.v1.DeviceService.DeleteGroup:input_type -> marquee.device.v1.DeleteGroupRequest
+	61,  // 95: marquee.device.v1.DeviceService.AddGroupDevices:input_type -> marquee.device.v1.AddGroupDevicesRequest
+	63,  // 96: marquee.device.v1.DeviceService.RemoveGroupDevices:input_type -> marquee.device.v1.RemoveGroupDevicesRequest
+	68,  // 97: marquee.device.v1.DeviceService.SendCommand:input_type -> marquee.device.v1.SendCommandRequest
+	70,  // 98: marquee.device.v1.DeviceService.GetCommand:input_type -> marquee.device.v1.GetCommandRequest
+	72,  // 99: marquee.device.v1.DeviceService.ListCommands:input_type -> marquee.device.v1.ListCommandsRequest
+	74,  // 100: marquee.device.v1.DeviceService.SendGroupCommand:input_type -> marquee.device.v1.SendGroupCommandRequest
+	76,  // 101: marquee.device.v1.DeviceService.GetGroupCommand:input_type -> marquee.device.v1.GetGroupCommandRequest
+	78,  // 102: marquee.device.v1.DeviceService.WatchDevices:input_type -> marquee.device.v1.WatchDevicesRequest
+	12,  // 103: marquee.device.v1.DeviceService.CreateDevice:output_type -> marquee.device.v1.CreateDeviceResponse
+	14,  // 104: marquee.device.v1.DeviceService.GetDevice:output_type -> marquee.device.v1.GetDeviceResponse
+	16,  // 105: marquee.device.v1.DeviceService.ListDevices:output_type -> marquee.device.v1.ListDevicesResponse
+	19,  // 106: marquee.device.v1.DeviceService.SearchDevices:output_type -> marquee.device.v1.SearchDevicesResponse
+	22,  // 107: marquee.device.v1.DeviceService.SumPlays:output_type -> marquee.device.v1.SumPlaysResponse
+	25,  // 108: marquee.device.v1.DeviceService.ListBookedLines:output_type -> marquee.device.v1.ListBookedLinesResponse
+	27,  // 109: marquee.device.v1.DeviceService.PutBookedLines:output_type -> marquee.device.v1.PutBookedLinesResponse
+	29,  // 110: marquee.device.v1.DeviceService.UpdateDevice:output_type -> marquee.device.v1.UpdateDeviceResponse
+	31,  // 111: marquee.device.v1.DeviceService.DeleteDevice:output_type -> marquee.device.v1.DeleteDeviceResponse
+	33,  // 112: marquee.device.v1.DeviceService.CreateClaimCode:output_type -> marquee.device.v1.CreateClaimCodeResponse
+	36,  // 113: marquee.device.v1.DeviceService.ClaimDevice:output_type -> marquee.device.v1.ClaimDeviceResponse
+	38,  // 114: marquee.device.v1.DeviceService.RotateCredentials:output_type -> marquee.device.v1.RotateCredentialsResponse
+	40,  // 115: marquee.device.v1.DeviceService.RevokeDevice:output_type -> marquee.device.v1.RevokeDeviceResponse
+	44,  // 116: marquee.device.v1.DeviceService.PutDefaultPlaylist:output_type -> marquee.device.v1.PutDefaultPlaylistResponse
+	46,  // 117: marquee.device.v1.DeviceService.GetPlaylist:output_type -> marquee.device.v1.GetPlaylistResponse
+	49,  // 118: marquee.device.v1.DeviceService.ListPlays:output_type -> marquee.device.v1.ListPlaysResponse
+	52,  // 119: marquee.device.v1.DeviceService.CreateGroup:output_type -> marquee.device.v1.CreateGroupResponse
+	54,  // 120: marquee.device.v1.DeviceService.GetGroup:output_type -> marquee.device.v1.GetGroupResponse
+	56,  // 121: marquee.device.v1.DeviceService.ListGroups:output_type -> marquee.device.v1.ListGroupsResponse
+	58,  // 122: marquee.device.v1.DeviceService.UpdateGroup:output_type -> marquee.device.v1.UpdateGroupResponse
+	60,  // 123: marquee.device.v1.DeviceService.DeleteGroup:output_type -> marquee.device.v1.DeleteGroupResponse
+	62,  // 124: marquee.device.v1.DeviceService.AddGroupDevices:output_type -> marquee.device.v1.AddGroupDevicesResponse
+	64,  // 125: marquee.device.v1.DeviceService.RemoveGroupDevices:output_type -> marquee.device.v1.RemoveGroupDevicesResponse
+	69,  // 126: marquee.device.v1.DeviceService.SendCommand:output_type -> marquee.device.v1.SendCommandResponse
+	71,  // 127: marquee.device.v1.DeviceService.GetCommand:output_type -> marquee.device.v1.GetCommandResponse
+	73,  // 128: marquee.device.v1.DeviceService.ListCommands:output_type -> marquee.device.v1.ListCommandsResponse
+	75,  // 129: marquee.device.v1.DeviceService.SendGroupCommand:output_type -> marquee.device.v1.SendGroupCommandResponse
+	77,  // 130: marquee.device.v1.DeviceService.GetGroupCommand:output_type -> marquee.device.v1.GetGroupCommandResponse
+	79,  // 131: marquee.device.v1.DeviceService.WatchDevices:output_type -> marquee.device.v1.WatchDevicesResponse
+	103, // [103:132] is the sub-list for method output_type
+	74,  // [74:103] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_marquee_device_v1_device_proto_init() }
@@ -5504,7 +6027,7 @@ func file_marquee_device_v1_device_proto_init() {
 	if File_marquee_device_v1_device_proto != nil {
 		return
 	}
-	file_marquee_device_v1_device_proto_msgTypes[67].OneofWrappers = []any{
+	file_marquee_device_v1_device_proto_msgTypes[75].OneofWrappers = []any{
 		(*WatchDevicesResponse_Status)(nil),
 		(*WatchDevicesResponse_SnapshotComplete)(nil),
 		(*WatchDevicesResponse_DeletedDeviceId)(nil),
@@ -5516,7 +6039,7 @@ func file_marquee_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_marquee_device_v1_device_proto_rawDesc), len(file_marquee_device_v1_device_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   73,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,9 @@ const (
 	DeviceService_GetDevice_FullMethodName          = "/marquee.device.v1.DeviceService/GetDevice"
 	DeviceService_ListDevices_FullMethodName        = "/marquee.device.v1.DeviceService/ListDevices"
 	DeviceService_SearchDevices_FullMethodName      = "/marquee.device.v1.DeviceService/SearchDevices"
+	DeviceService_SumPlays_FullMethodName           = "/marquee.device.v1.DeviceService/SumPlays"
+	DeviceService_ListBookedLines_FullMethodName    = "/marquee.device.v1.DeviceService/ListBookedLines"
+	DeviceService_PutBookedLines_FullMethodName     = "/marquee.device.v1.DeviceService/PutBookedLines"
 	DeviceService_UpdateDevice_FullMethodName       = "/marquee.device.v1.DeviceService/UpdateDevice"
 	DeviceService_DeleteDevice_FullMethodName       = "/marquee.device.v1.DeviceService/DeleteDevice"
 	DeviceService_CreateClaimCode_FullMethodName    = "/marquee.device.v1.DeviceService/CreateClaimCode"
@@ -103,6 +106,35 @@ type DeviceServiceClient interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	SearchDevices(ctx context.Context, in *SearchDevicesRequest, opts ...grpc.CallOption) (*SearchDevicesResponse, error)
+	// SumPlays returns how often booked lines were played. It is for the service that
+	// sells air time, which calls by itself and without an access token.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a time that ends before it
+	//     begins, or is longer than 400 days.
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	SumPlays(ctx context.Context, in *SumPlaysRequest, opts ...grpc.CallOption) (*SumPlaysResponse, error)
+	// ListBookedLines returns the lines that devices know of from events, ordered by
+	// devices and lines, so that the service that sells air time can compare them with
+	// what it sold. Lines that are removed are left out, and those that ended more than
+	// 31 days ago. It calls by itself and without an access token.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListBookedLines(ctx context.Context, in *ListBookedLinesRequest, opts ...grpc.CallOption) (*ListBookedLinesResponse, error)
+	// PutBookedLines makes these the lines of a device, and no others: what events
+	// would have made of it. Lines that the device knows in a later revision stay as
+	// they are, and those that are over. It is for the service that sells air time,
+	// which calls by itself and without an access token.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a line that is not possible,
+	//     is of another device, or is there twice.
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): there is no such device.
+	PutBookedLines(ctx context.Context, in *PutBookedLinesRequest, opts ...grpc.CallOption) (*PutBookedLinesResponse, error)
 	// UpdateDevice replaces a device's settings. A repeat changes nothing.
 	//
 	// Errors:
@@ -308,6 +340,36 @@ func (c *deviceServiceClient) SearchDevices(ctx context.Context, in *SearchDevic
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SearchDevicesResponse)
 	err := c.cc.Invoke(ctx, DeviceService_SearchDevices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) SumPlays(ctx context.Context, in *SumPlaysRequest, opts ...grpc.CallOption) (*SumPlaysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SumPlaysResponse)
+	err := c.cc.Invoke(ctx, DeviceService_SumPlays_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) ListBookedLines(ctx context.Context, in *ListBookedLinesRequest, opts ...grpc.CallOption) (*ListBookedLinesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBookedLinesResponse)
+	err := c.cc.Invoke(ctx, DeviceService_ListBookedLines_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *deviceServiceClient) PutBookedLines(ctx context.Context, in *PutBookedLinesRequest, opts ...grpc.CallOption) (*PutBookedLinesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutBookedLinesResponse)
+	err := c.cc.Invoke(ctx, DeviceService_PutBookedLines_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -595,6 +657,35 @@ type DeviceServiceServer interface {
 	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
 	//     answer came with.
 	SearchDevices(context.Context, *SearchDevicesRequest) (*SearchDevicesResponse, error)
+	// SumPlays returns how often booked lines were played. It is for the service that
+	// sells air time, which calls by itself and without an access token.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a time that ends before it
+	//     begins, or is longer than 400 days.
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	SumPlays(context.Context, *SumPlaysRequest) (*SumPlaysResponse, error)
+	// ListBookedLines returns the lines that devices know of from events, ordered by
+	// devices and lines, so that the service that sells air time can compare them with
+	// what it sold. Lines that are removed are left out, and those that ended more than
+	// 31 days ago. It calls by itself and without an access token.
+	//
+	// Errors:
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): the page_token is none that an
+	//     answer came with.
+	ListBookedLines(context.Context, *ListBookedLinesRequest) (*ListBookedLinesResponse, error)
+	// PutBookedLines makes these the lines of a device, and no others: what events
+	// would have made of it. Lines that the device knows in a later revision stay as
+	// they are, and those that are over. It is for the service that sells air time,
+	// which calls by itself and without an access token.
+	//
+	// Errors:
+	//   - INVALID_ARGUMENT (VALIDATION_FAILED): also for a line that is not possible,
+	//     is of another device, or is there twice.
+	//   - PERMISSION_DENIED (SERVICE_NOT_ALLOWED): another service calls.
+	//   - NOT_FOUND (DEVICE_NOT_FOUND): there is no such device.
+	PutBookedLines(context.Context, *PutBookedLinesRequest) (*PutBookedLinesResponse, error)
 	// UpdateDevice replaces a device's settings. A repeat changes nothing.
 	//
 	// Errors:
@@ -778,6 +869,15 @@ func (UnimplementedDeviceServiceServer) ListDevices(context.Context, *ListDevice
 func (UnimplementedDeviceServiceServer) SearchDevices(context.Context, *SearchDevicesRequest) (*SearchDevicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SearchDevices not implemented")
 }
+func (UnimplementedDeviceServiceServer) SumPlays(context.Context, *SumPlaysRequest) (*SumPlaysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SumPlays not implemented")
+}
+func (UnimplementedDeviceServiceServer) ListBookedLines(context.Context, *ListBookedLinesRequest) (*ListBookedLinesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBookedLines not implemented")
+}
+func (UnimplementedDeviceServiceServer) PutBookedLines(context.Context, *PutBookedLinesRequest) (*PutBookedLinesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutBookedLines not implemented")
+}
 func (UnimplementedDeviceServiceServer) UpdateDevice(context.Context, *UpdateDeviceRequest) (*UpdateDeviceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateDevice not implemented")
 }
@@ -933,6 +1033,60 @@ func _DeviceService_SearchDevices_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DeviceServiceServer).SearchDevices(ctx, req.(*SearchDevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_SumPlays_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SumPlaysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).SumPlays(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_SumPlays_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).SumPlays(ctx, req.(*SumPlaysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_ListBookedLines_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBookedLinesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).ListBookedLines(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_ListBookedLines_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).ListBookedLines(ctx, req.(*ListBookedLinesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DeviceService_PutBookedLines_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutBookedLinesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DeviceServiceServer).PutBookedLines(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DeviceService_PutBookedLines_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DeviceServiceServer).PutBookedLines(ctx, req.(*PutBookedLinesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1348,6 +1502,18 @@ var DeviceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SearchDevices",
 			Handler:    _DeviceService_SearchDevices_Handler,
+		},
+		{
+			MethodName: "SumPlays",
+			Handler:    _DeviceService_SumPlays_Handler,
+		},
+		{
+			MethodName: "ListBookedLines",
+			Handler:    _DeviceService_ListBookedLines_Handler,
+		},
+		{
+			MethodName: "PutBookedLines",
+			Handler:    _DeviceService_PutBookedLines_Handler,
 		},
 		{
 			MethodName: "UpdateDevice",
