@@ -39,3 +39,21 @@ edge "device" "nats" {}
 
 # Its servers, where there are several.
 edge "nats" "nats" {}
+
+service "order" {
+  protocol = "grpc"
+}
+
+service "order-db" {
+  protocol = "tcp"
+}
+
+edge "gateway" "order" {}
+
+edge "order" "account" {}
+
+edge "order" "device" {}
+
+edge "order" "order-db" {}
+
+edge "order" "nats" {}

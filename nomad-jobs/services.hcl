@@ -30,3 +30,10 @@ service "device" {
   events   = true
   local    = true
 }
+
+# Sells what device has, and shows what is uploaded there: where that is.
+service "order" {
+  database = true
+  events   = true
+  local    = true
+}

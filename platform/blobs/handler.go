@@ -117,7 +117,7 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, name string)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), h.longest())
 	defer cancel()
-	content, closer, info, err := h.opts.Store.content(ctx, sum)
+	content, closer, info, err := h.opts.Store.Content(ctx, sum)
 	if err != nil {
 		return err
 	}

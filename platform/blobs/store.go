@@ -524,9 +524,9 @@ func (s *Store) Sweep(ctx context.Context, before time.Time) (int, error) {
 	return abandoned, nil
 }
 
-// content opens a blob for reading anywhere in it. From a folder it is the file
-// itself, which the kernel can send.
-func (s *Store) content(ctx context.Context, sum Sum) (io.ReadSeeker, io.Closer, Info, error) {
+// Content opens a blob for reading anywhere in it, or returns ErrUnknown. The caller
+// closes the closer. From a folder it is the file itself, which the kernel can send.
+func (s *Store) Content(ctx context.Context, sum Sum) (io.ReadSeeker, io.Closer, Info, error) {
 	if s.folder == "" {
 		info, err := s.Stat(ctx, sum)
 		if err != nil {

@@ -1,5 +1,5 @@
-// Package demo fills a platform that nobody uses yet with something to see: two
-// owners of displays, their displays, and pictures that these show.
+// Package demo fills a platform that nobody uses yet with something to see: owners of
+// displays, their displays, pictures that these show, and advertisers who book them.
 package demo
 
 import (
@@ -28,13 +28,14 @@ import (
 	"github.com/marquee-ads/marquee/platform/files"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
+	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 )
 
 // Config says which platform is filled.
 type Config struct {
 	// Gateway is a gateway's gRPC door on this machine, host:port, and HTTP its other.
 	Gateway, HTTP string
-	// Folder is where the owners' accounts are kept, for the user alone.
+	// Folder is where the accounts are kept, for the user alone.
 	Folder string
 	// Credentials returns those that players have, by device id. Keep is called when
 	// they change, with those to have from now on: also with some of them, when the
@@ -43,36 +44,64 @@ type Config struct {
 	Keep        func(ctx context.Context, credentials map[string]string) error
 }
 
-// Owner is an account with an organisation that owns displays.
-type Owner struct {
-	// Key is what people call it by: demo, demo2.
+// Account is an account with an organisation.
+type Account struct {
+	// Key is what people call it by: demo, demo2, ads, ads2.
 	Key      string `json:"key"`
 	Name     string `json:"name"`
 	Password string `json:"-"`
 	// OrganisationID and Organisation are empty when only the account was wanted.
-	OrganisationID string    `json:"organisation_id,omitempty"`
-	Organisation   string    `json:"organisation,omitempty"`
-	Displays       []Display `json:"displays,omitempty"`
+	OrganisationID string `json:"organisation_id,omitempty"`
+	Organisation   string `json:"organisation,omitempty"`
+}
+
+// Owner is an account whose organisation owns displays.
+type Owner struct {
+	Account
+	Displays []Display `json:"displays,omitempty"`
 }
 
 // Display is a display of an owner.
 type Display struct {
 	DeviceID string `json:"device_id"`
 	Name     string `json:"name"`
+	TimeZone string `json:"time_zone"`
+}
+
+// Advertiser is an account whose organisation books air time.
+type Advertiser struct {
+	Account
+	Orders []Order `json:"orders,omitempty"`
+}
+
+// Order is what an advertiser has booked.
+type Order struct {
+	OrderID string `json:"order_id"`
+	Title   string `json:"title"`
 }
 
 // Demo is what there is.
 type Demo struct {
-	Owners []Owner
+	Owners      []Owner
+	Advertisers []Advertiser
 	// Changed says that something of it was not there before.
 	Changed bool
 }
 
-// Keys are what the owners are called by.
-func Keys() []string {
+// OwnerKeys are what the owners are called by.
+func OwnerKeys() []string {
 	var keys []string
 	for _, o := range owners() {
 		keys = append(keys, o.key)
+	}
+	return keys
+}
+
+// Keys are what all accounts are called by.
+func Keys() []string {
+	keys := OwnerKeys()
+	for _, a := range advertisers() {
+		keys = append(keys, a.key)
 	}
 	return keys
 }
@@ -92,17 +121,18 @@ func MakeAccount(ctx context.Context, cfg Config) (Owner, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	first := owners()[0]
-	k, err := m.signUp(ctx, first)
+	k, err := m.signUp(ctx, first.member)
 	if err != nil {
 		return Owner{}, fmt.Errorf("making the account %s: %w", first.account, err)
 	}
-	return Owner{Key: first.key, Name: k.Name, Password: k.Password}, nil
+	return Owner{Account: Account{Key: first.key, Name: k.Name, Password: k.Password}}, nil
 }
 
 // Make makes what is not there yet, and leaves what is: what people changed by hand
-// stays so, but for displays that they deleted. It may be called while the platform
-// comes up: calls are repeated until somebody answers them. Of several that make it at
-// once one does, and the others find it.
+// stays so, but for displays that they deleted. What the advertisers booked is booked
+// again when it is over. It may be called while the platform comes up: calls are
+// repeated until somebody answers them. Of several that make it at once one does, and
+// the others find it.
 func Make(ctx context.Context, cfg Config) (Demo, error) {
 	m, err := open(cfg)
 	if err != nil {
@@ -141,6 +171,12 @@ func Make(ctx context.Context, cfg Config) (Demo, error) {
 	if err := errors.Join(err, m.keep(keeping, made, err == nil)); err != nil {
 		return Demo{}, err
 	}
+	if made.Advertisers, err = m.advertise(ctx, all, made.Owners); err != nil {
+		return Demo{}, err
+	}
+	if err := m.logOut(ctx); err != nil {
+		return Demo{}, err
+	}
 	made.Changed = m.changed
 	return made, nil
 }
@@ -155,6 +191,9 @@ type maker struct {
 	accounts      accountv1.AccountServiceClient
 	organisations accountv1.OrganisationServiceClient
 	devices       devicev1.DeviceServiceClient
+	orders        orderv1.OrderServiceClient
+	texts         orderv1.CreativeServiceClient
+	wallets       orderv1.WalletServiceClient
 	http          *http.Client
 	pictures      media
 	credentials   map[string]string // that players have already
@@ -162,6 +201,7 @@ type maker struct {
 	mu      sync.Mutex
 	changed bool
 	claimed map[string]string
+	tokens  map[string]string // of who is logged in, by organisation
 }
 
 func open(cfg Config) (*maker, error) {
@@ -170,8 +210,9 @@ func open(cfg Config) (*maker, error) {
 		return nil, fmt.Errorf("reaching the gateway %s: %w", cfg.Gateway, err)
 	}
 	return &maker{
-		cfg: cfg, conn: conn, claimed: make(map[string]string), http: &http.Client{Timeout: requestWithin},
+		cfg: cfg, conn: conn, claimed: make(map[string]string), tokens: make(map[string]string), http: &http.Client{Timeout: requestWithin},
 		accounts: accountv1.NewAccountServiceClient(conn), organisations: accountv1.NewOrganisationServiceClient(conn), devices: devicev1.NewDeviceServiceClient(conn),
+		orders: orderv1.NewOrderServiceClient(conn), texts: orderv1.NewCreativeServiceClient(conn), wallets: orderv1.NewWalletServiceClient(conn),
 	}, nil
 }
 
@@ -215,67 +256,86 @@ func (m *maker) change() {
 	m.changed = true
 }
 
-// owner makes one, and its displays.
-func (m *maker) owner(ctx context.Context, o owner) (Owner, error) {
-	k, err := m.signUp(ctx, o)
+// logIn makes an account with its organisation, unless that was done before, and logs
+// it in until logOut. It returns a token with the roles of now.
+func (m *maker) logIn(ctx context.Context, who member) (Account, string, error) {
+	k, err := m.signUp(ctx, who)
 	if err != nil {
-		return Owner{}, err
+		return Account{}, "", err
 	}
 	session, err := m.accounts.LogIn(ctx, &accountv1.LogInRequest{Name: k.Name, Password: k.Password})
 	if err != nil {
-		return Owner{}, fmt.Errorf("logging in (its password is in %s): %w", keptPath(m.cfg.Folder, o.key), err)
+		return Account{}, "", fmt.Errorf("logging in (its password is in %s): %w", keptPath(m.cfg.Folder, who.key), err)
 	}
 	token := session.GetAccessToken()
 	if k.OrganisationID == "" {
 		made, err := m.organisations.CreateOrganisation(bearer(ctx, token), &accountv1.CreateOrganisationRequest{
-			RequestId: k.RequestID, Name: o.organisation, Kind: accountv1.OrganisationKind_ORGANISATION_KIND_DISPLAY_OWNER,
+			RequestId: k.RequestID, Name: who.organisation, Kind: who.kind,
 		})
 		if err != nil {
-			return Owner{}, fmt.Errorf("making the organisation %s: %w", o.organisation, err)
+			return Account{}, "", fmt.Errorf("making the organisation %s: %w", who.organisation, err)
 		}
 		k.OrganisationID = made.GetOrganisation().GetOrganisationId()
-		if err := k.write(m.cfg.Folder, o.key); err != nil {
-			return Owner{}, err
+		if err := k.write(m.cfg.Folder, who.key); err != nil {
+			return Account{}, "", err
 		}
 		m.change()
 		// Only a new token says that it is the owner's.
 		refreshed, err := m.accounts.RefreshSession(ctx, &accountv1.RefreshSessionRequest{RequestId: requestID(), RefreshToken: session.GetRefreshToken()})
 		if err != nil {
-			return Owner{}, fmt.Errorf("logging in again: %w", err)
+			return Account{}, "", fmt.Errorf("logging in again: %w", err)
 		}
 		token = refreshed.GetAccessToken()
 	}
-	made := Owner{
-		Key: o.key, Name: k.Name, Password: k.Password,
-		OrganisationID: k.OrganisationID, Organisation: o.organisation, Displays: make([]Display, len(o.displays)),
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tokens[k.OrganisationID] = token
+	return Account{Key: who.key, Name: k.Name, Password: k.Password, OrganisationID: k.OrganisationID, Organisation: who.organisation}, token, nil
+}
+
+// logOut ends all sessions: nobody needs them any more.
+func (m *maker) logOut(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for organisation, token := range m.tokens {
+		if _, err := m.accounts.LogOut(bearer(ctx, token), &accountv1.LogOutRequest{}); err != nil {
+			return fmt.Errorf("logging out: %w", err)
+		}
+		delete(m.tokens, organisation)
 	}
+	return nil
+}
+
+// owner makes one, and its displays.
+func (m *maker) owner(ctx context.Context, o owner) (Owner, error) {
+	account, token, err := m.logIn(ctx, o.member)
+	if err != nil {
+		return Owner{}, err
+	}
+	made := Owner{Account: account, Displays: make([]Display, len(o.displays))}
 	for _, c := range o.creatives {
-		if err := m.upload(ctx, token, k.OrganisationID, m.pictures[c.id]); err != nil {
+		if err := m.upload(ctx, token, account.OrganisationID, m.pictures[c.id]); err != nil {
 			return Owner{}, fmt.Errorf("uploading the picture of %s: %w", c.id, err)
 		}
 	}
 	ctx = bearer(ctx, token)
-	there, err := m.displays(ctx, k.OrganisationID)
+	there, err := m.displays(ctx, account.OrganisationID)
 	if err != nil {
 		return Owner{}, err
 	}
 	group, making := errgroup.WithContext(ctx)
 	for i, d := range o.displays {
 		group.Go(func() error {
-			device, err := m.display(making, k.OrganisationID, d, there[d.name])
+			device, err := m.display(making, account.OrganisationID, d, there[d.name])
 			if err != nil {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
-			made.Displays[i] = Display{DeviceID: device, Name: d.name}
+			made.Displays[i] = Display{DeviceID: device, Name: d.name, TimeZone: d.zone}
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return Owner{}, err
-	}
-	// Theirs is the session, too: nobody needs it any more.
-	if _, err := m.accounts.LogOut(ctx, &accountv1.LogOutRequest{}); err != nil {
-		return Owner{}, fmt.Errorf("logging out: %w", err)
 	}
 	return made, nil
 }
@@ -283,14 +343,14 @@ func (m *maker) owner(ctx context.Context, o owner) (Owner, error) {
 // signUp makes the account unless that was done before. The request_id is kept
 // before it is used, so that a sign-up that was cut off is repeated and not made
 // twice.
-func (m *maker) signUp(ctx context.Context, o owner) (kept, error) {
-	k, err := readKept(m.cfg.Folder, o.key)
+func (m *maker) signUp(ctx context.Context, who member) (kept, error) {
+	k, err := readKept(m.cfg.Folder, who.key)
 	if err != nil || k.AccountID != "" {
 		return k, err
 	}
 	if k.Name == "" {
-		k = kept{Name: o.account, Password: rand.Text(), RequestID: requestID()}
-		if err := k.write(m.cfg.Folder, o.key); err != nil {
+		k = kept{Name: who.account, Password: rand.Text(), RequestID: requestID()}
+		if err := k.write(m.cfg.Folder, who.key); err != nil {
 			return k, err
 		}
 	}
@@ -303,7 +363,7 @@ func (m *maker) signUp(ctx context.Context, o owner) (kept, error) {
 	}
 	m.change()
 	k.AccountID = answer.GetAccount().GetAccountId()
-	return k, k.write(m.cfg.Folder, o.key)
+	return k, k.write(m.cfg.Folder, who.key)
 }
 
 // displays are an organisation's, by name.
@@ -436,7 +496,7 @@ func nobody(ctx context.Context) context.Context {
 	return metadata.NewOutgoingContext(ctx, metadata.MD{})
 }
 
-// kept is what is kept of an owner, in a file that its user alone reads.
+// kept is what is kept of an account, in a file that its user alone reads.
 type kept struct {
 	Name      string `json:"name"`
 	Password  string `json:"password"`
@@ -475,18 +535,17 @@ func (k kept) write(folder, key string) error {
 	return nil
 }
 
-// ReadOwner returns an owner that was made before, without its displays. The error
-// says how to make it.
-func ReadOwner(folder, key string) (Owner, error) {
+// ReadAccount returns an account that was made before. The error says how to make it.
+func ReadAccount(folder, key string) (Account, error) {
 	if !slices.Contains(Keys(), key) {
-		return Owner{}, fmt.Errorf("nobody is called %q: there are %v", key, Keys())
+		return Account{}, fmt.Errorf("nobody is called %q: there are %v", key, Keys())
 	}
 	k, err := readKept(folder, key)
 	if err != nil {
-		return Owner{}, err
+		return Account{}, err
 	}
 	if k.AccountID == "" {
-		return Owner{}, fmt.Errorf("there is no account %s: marquee up makes it", key)
+		return Account{}, fmt.Errorf("there is no account %s: marquee up makes it", key)
 	}
-	return Owner{Key: key, Name: k.Name, Password: k.Password, OrganisationID: k.OrganisationID}, nil
+	return Account{Key: key, Name: k.Name, Password: k.Password, OrganisationID: k.OrganisationID}, nil
 }

@@ -26,16 +26,18 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/marquee-ads/marquee/platform/blobs"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
+	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 )
 
 // What the services would refuse, but for the venue types, is seen here already.
 func TestOwners(t *testing.T) {
 	names, pictures := map[string]bool{}, map[string]bool{}
-	require.Equal(t, []string{"demo", "demo2"}, Keys())
+	require.Equal(t, []string{"demo", "demo2"}, OwnerKeys())
 	for _, o := range owners() {
 		require.Len(t, o.displays, 10)
 		own := media{}
@@ -62,6 +64,41 @@ func TestOwners(t *testing.T) {
 		}
 	}
 	require.Len(t, names, 20)
+}
+
+// Texts and bookings that the services would refuse are seen here, too.
+func TestAdvertisers(t *testing.T) {
+	require.Equal(t, []string{"demo", "demo2", "ads", "ads2"}, Keys())
+	displays, always := map[string]display{}, 0
+	for _, o := range owners() {
+		for _, d := range o.displays {
+			displays[d.name] = d
+		}
+	}
+	titles, taken := map[string]bool{}, map[string]int32{}
+	for _, a := range advertisers() {
+		for _, o := range a.orders {
+			require.False(t, titles[o.title], o.title)
+			titles[o.title] = true
+			require.NoError(t, protovalidate.Validate(o.text), o.title)
+			currencies := map[string]bool{}
+			for _, name := range o.displays {
+				d, there := displays[name]
+				require.True(t, there, name)
+				currencies[d.currency] = true
+				taken[name] += o.slots
+				require.LessOrEqual(t, taken[name], d.loop/d.slot, name)
+				if len(d.hours) == 0 && len(o.dayparts) == 0 {
+					always++
+				}
+			}
+			require.Len(t, currencies, 1, "%s has displays with prices in several currencies", o.title)
+			for _, daypart := range o.dayparts {
+				require.NoError(t, protovalidate.Validate(daypart), o.title)
+			}
+		}
+	}
+	require.GreaterOrEqual(t, always, 5, "some are on at any time")
 }
 
 func TestPictures(t *testing.T) {
@@ -98,10 +135,12 @@ type platform struct {
 	accountv1.UnimplementedAccountServiceServer
 	accountv1.UnimplementedOrganisationServiceServer
 	devicev1.UnimplementedDeviceServiceServer
+	market
 
 	mu            sync.Mutex
 	changes       map[string]int
 	passwords     map[string]string
+	sessions      map[string]bool   // by owner
 	organisations map[string]string // owner by organisation
 	devices       map[string]*devicev1.Device
 	playlists     map[string]*devicev1.Playlist
@@ -163,7 +202,7 @@ func (p players) keep(_ context.Context, credentials map[string]string) error {
 func newPlatform(t *testing.T) (*platform, players, Config) {
 	t.Helper()
 	p := &platform{
-		changes: map[string]int{}, passwords: map[string]string{}, organisations: map[string]string{}, devices: map[string]*devicev1.Device{},
+		changes: map[string]int{}, passwords: map[string]string{}, sessions: map[string]bool{}, organisations: map[string]string{}, devices: map[string]*devicev1.Device{},
 		playlists: map[string]*devicev1.Playlist{}, codes: map[string]string{}, away: 3, mediaAway: 3,
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
@@ -178,6 +217,10 @@ func newPlatform(t *testing.T) (*platform, players, Config) {
 	accountv1.RegisterAccountServiceServer(server, p)
 	accountv1.RegisterOrganisationServiceServer(server, p)
 	devicev1.RegisterDeviceServiceServer(server, p)
+	p.market = market{platform: p, creatives: map[string]*orderv1.Creative{}, orders: map[string]*orderv1.Order{}, wallets: map[string]int64{}, unheard: 2}
+	orderv1.RegisterOrderServiceServer(server, p)
+	orderv1.RegisterCreativeServiceServer(server, p)
+	orderv1.RegisterWalletServiceServer(server, p)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	served := make(chan error, 1)
@@ -211,10 +254,12 @@ func (p *platform) LogIn(_ context.Context, r *accountv1.LogInRequest) (*account
 	if p.passwords[r.GetName()] != r.GetPassword() {
 		return nil, status.Error(codes.Unauthenticated, "wrong password")
 	}
+	p.sessions[r.GetName()] = true
 	return &accountv1.LogInResponse{AccessToken: r.GetName(), RefreshToken: r.GetName()}, nil
 }
 
-func (p *platform) LogOut(context.Context, *accountv1.LogOutRequest) (*accountv1.LogOutResponse, error) {
+func (p *platform) LogOut(ctx context.Context, _ *accountv1.LogOutRequest) (*accountv1.LogOutResponse, error) {
+	delete(p.sessions, caller(ctx))
 	return &accountv1.LogOutResponse{}, nil
 }
 
@@ -303,7 +348,11 @@ func TestMake(t *testing.T) {
 	require.True(t, first.Changed)
 	require.Len(t, have, 20)
 	// The claim whose answer was lost was made once more, with a new code.
-	require.Equal(t, map[string]int{"SignUp": 2, "CreateOrganisation": 2, "CreateDevice": 20, "PutDefaultPlaylist": 20, "ClaimDevice": 21, "Upload": 6}, p.taken())
+	require.Equal(t, map[string]int{
+		"SignUp": 4, "CreateOrganisation": 4, "CreateDevice": 20, "PutDefaultPlaylist": 20, "ClaimDevice": 21, "Upload": 6,
+		"CreateCreative": 5, "HoldOrder": 5, "BookOrder": 5, "TopUpWallet": 4, "DecideApproval": 6,
+	}, p.taken())
+	require.Empty(t, p.sessions, "somebody is still logged in")
 	for _, o := range first.Owners {
 		require.Len(t, o.Displays, 10)
 		for _, d := range o.Displays {
@@ -322,9 +371,23 @@ func TestMake(t *testing.T) {
 		info, err := os.Stat(filepath.Join(cfg.Folder, o.Key+"-account.json"))
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-		read, err := ReadOwner(cfg.Folder, o.Key)
+		read, err := ReadAccount(cfg.Folder, o.Key)
 		require.NoError(t, err)
 		require.Equal(t, []string{o.Name, o.Password, o.OrganisationID}, []string{read.Name, read.Password, read.OrganisationID})
+	}
+	require.Len(t, first.Advertisers, 2)
+	for _, a := range first.Advertisers {
+		require.NotEmpty(t, a.Orders)
+		for _, o := range a.Orders {
+			require.Equal(t, o.Title, p.orders[o.OrderID].GetTitle())
+			require.Equal(t, orderv1.OrderState_ORDER_STATE_BOOKED, p.orders[o.OrderID].GetState())
+		}
+	}
+	for _, c := range p.creatives {
+		require.NotEmpty(t, c.GetVersions()[0].GetApprovals())
+		for _, a := range c.GetVersions()[0].GetApprovals() {
+			require.Equal(t, orderv1.ApprovalState_APPROVAL_STATE_APPROVED, a.GetState())
+		}
 	}
 
 	again := func() Demo {
@@ -337,6 +400,39 @@ func TestMake(t *testing.T) {
 		found := again()
 		require.False(t, found.Changed)
 		require.Equal(t, first.Owners, found.Owners)
+		require.Equal(t, first.Advertisers, found.Advertisers)
+		require.Empty(t, p.taken())
+		require.Empty(t, p.sessions, "somebody is still logged in")
+	})
+	t.Run("WhatIsOverIsBookedAgain", func(t *testing.T) {
+		over := p.orders[first.Advertisers[0].Orders[0].OrderID]
+		for _, line := range over.GetLines() {
+			line.EndTime = timestamppb.New(time.Now().Add(-time.Hour))
+		}
+		found := again()
+		require.True(t, found.Changed)
+		require.NotEqual(t, over.GetOrderId(), found.Advertisers[0].Orders[0].OrderID)
+		require.Equal(t, map[string]int{"HoldOrder": 1, "BookOrder": 1}, p.taken())
+		first = found
+	})
+	t.Run("ACancelledOrderStaysSo", func(t *testing.T) {
+		p.orders[first.Advertisers[0].Orders[0].OrderID].State = orderv1.OrderState_ORDER_STATE_CANCELLED
+		require.False(t, again().Changed)
+		require.Empty(t, p.taken())
+	})
+	t.Run("AHoldIsGoneOnWith", func(t *testing.T) {
+		o := p.orders[first.Advertisers[1].Orders[0].OrderID]
+		o.State = orderv1.OrderState_ORDER_STATE_HELD
+		require.True(t, again().Changed)
+		require.Equal(t, orderv1.OrderState_ORDER_STATE_BOOKED, o.GetState())
+		require.Equal(t, map[string]int{"BookOrder": 1}, p.taken())
+	})
+	t.Run("OthersDecideOnWhatIsEdited", func(t *testing.T) {
+		for _, c := range p.creatives {
+			edited := &orderv1.CreativeVersion{Version: 2, Approvals: []*orderv1.Approval{{CreativeId: c.GetCreativeId(), Version: 2, State: orderv1.ApprovalState_APPROVAL_STATE_PENDING}}}
+			c.Versions = []*orderv1.CreativeVersion{edited, c.GetVersions()[0]}
+		}
+		require.False(t, again().Changed)
 		require.Empty(t, p.taken())
 	})
 	id := first.Owners[0].Displays[0].DeviceID
@@ -428,9 +524,9 @@ func TestMakeGoesOn(t *testing.T) {
 
 func TestMakeAccount(t *testing.T) {
 	p, _, cfg := newPlatform(t)
-	_, err := ReadOwner(cfg.Folder, "demo")
+	_, err := ReadAccount(cfg.Folder, "demo")
 	require.ErrorContains(t, err, "marquee up makes it")
-	_, err = ReadOwner(cfg.Folder, "root")
+	_, err = ReadAccount(cfg.Folder, "root")
 	require.ErrorContains(t, err, `nobody is called "root"`)
 	made, err := MakeAccount(t.Context(), cfg)
 	require.NoError(t, err)

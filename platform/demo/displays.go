@@ -3,17 +3,24 @@ package demo
 import (
 	"image/color"
 
+	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 )
 
-// owner is somebody who owns displays, and what these are.
-type owner struct {
+// member is an account with an organisation.
+type member struct {
 	// key is what people call it by, and its file's name begins with.
 	key          string
 	account      string
 	organisation string
-	creatives    []creative
-	displays     []display
+	kind         accountv1.OrganisationKind
+}
+
+// owner is somebody who owns displays, and what these are.
+type owner struct {
+	member
+	creatives []creative
+	displays  []display
 }
 
 // display is one, and what it shows.
@@ -94,7 +101,7 @@ func owners() []owner {
 	lights, rain, coffee := "harbour-lights", "rain-or-shine", "first-coffee"
 	return []owner{
 		{
-			key: "demo", account: "demo@example.com", organisation: "Skyline Media",
+			member: member{"demo", "demo@example.com", "Skyline Media", accountv1.OrganisationKind_ORGANISATION_KIND_DISPLAY_OWNER},
 			creatives: []creative{
 				{air, "ALPINE AIR", rgb(0, 92, 138), rgb(0, 122, 168)},
 				{train, "NIGHT TRAIN", rgb(38, 24, 84), rgb(66, 44, 124)},
@@ -114,7 +121,7 @@ func owners() []owner {
 			},
 		},
 		{
-			key: "demo2", account: "demo2@example.com", organisation: "Harbour Screens",
+			member: member{"demo2", "demo2@example.com", "Harbour Screens", accountv1.OrganisationKind_ORGANISATION_KIND_DISPLAY_OWNER},
 			creatives: []creative{
 				{lights, "HARBOUR LIGHTS", rgb(10, 60, 72), rgb(14, 92, 104)},
 				{rain, "RAIN OR SHINE", rgb(64, 72, 84), rgb(214, 150, 20)},

@@ -22,7 +22,7 @@ func players() Service {
 	}
 }
 
-// DemoFolder is where the accounts of the demo's owners are kept; see demo.ReadOwner.
+// DemoFolder is where the accounts of the demo are kept; see demo.ReadAccount.
 func (s *Stack) DemoFolder() string { return s.cluster.Dir() }
 
 // MakeDemo makes what is missing of the demo, through a gateway; see demo.Make. It is

@@ -13,10 +13,10 @@ import (
 	"github.com/marquee-ads/marquee/platform/stack"
 )
 
-// demoToken logs an owner of the demo in, see demo.Keys, and returns the access
+// demoToken logs an account of the demo in, see demo.Keys, and returns the access
 // token.
 func demoToken(ctx context.Context, s *stack.Stack, key string, a *api, conn grpc.ClientConnInterface) (string, error) {
-	owner, err := demo.ReadOwner(s.DemoFolder(), key)
+	account, err := demo.ReadAccount(s.DemoFolder(), key)
 	if err != nil {
 		return "", err
 	}
@@ -24,7 +24,7 @@ func demoToken(ctx context.Context, s *stack.Stack, key string, a *api, conn grp
 	if err != nil {
 		return "", err
 	}
-	body, err := json.Marshal(map[string]string{"name": owner.Name, "password": owner.Password})
+	body, err := json.Marshal(map[string]string{"name": account.Name, "password": account.Password})
 	if err != nil {
 		return "", err
 	}

@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"strings"
 	"testing"
@@ -129,7 +133,7 @@ nomad-client  -    -                logs/nomad-client.log
 }
 
 func TestWelcome(t *testing.T) {
-	account := demo.Owner{Key: "demo", Name: "demo@example.com", Password: "secret"}
+	account := demo.Owner{Account: demo.Account{Key: "demo", Name: "demo@example.com", Password: "secret"}}
 	result := upResult{FirstServed: 9.87, Total: 12.34, Gateways: []stack.Gateway{{HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2"}}, Owners: []demo.Owner{account}}
 	text := welcome(result, "bin/marquee")
 	require.Contains(t, text, "first request served after 9.9 s, all of it healthy after 12.3 s")
@@ -140,15 +144,60 @@ func TestWelcome(t *testing.T) {
 
 	account.OrganisationID, account.Organisation = "org_1", "Skyline Media"
 	account.Displays = []demo.Display{{DeviceID: "dev_1", Name: "Gate 7"}, {DeviceID: "dev_2", Name: "Gate 8"}}
-	result.Owners = []demo.Owner{account, {Key: "demo2", Name: "demo2@example.com", Password: "another"}}
+	result.Owners = []demo.Owner{account, {Account: demo.Account{Key: "demo2", Name: "demo2@example.com", Password: "another"}}}
 	text = welcome(result, "bin/marquee")
 	require.Contains(t, text, "demo@example.com, password secret (--as demo)\n            has 2 displays as Skyline Media, org_1\n")
 	require.Contains(t, text, "demo2@example.com, password another (--as demo2)\n")
 	require.Contains(t, text, "one of them (Gate 7):\n  bin/marquee watch devices\n  bin/marquee logs players --follow | grep --line-buffered dev_1\n")
 	require.Contains(t, text, `ListPlays '{"organisation_id":"org_1","device_id":"dev_1"}' --as demo`)
 
+	require.NotContains(t, text, "Book a slot")
+
+	result.Advertisers = []demo.Advertiser{{
+		Account: demo.Account{Key: "ads", Name: "ads@example.com", Password: "third", OrganisationID: "org_2", Organisation: "Northern Roast"},
+		Orders:  []demo.Order{{OrderID: "ord_1"}, {OrderID: "ord_2"}},
+	}}
+	text = welcome(result, "bin/marquee")
+	require.Contains(t, text, "ads@example.com, password third (--as ads)\n            has 2 orders as Northern Roast, org_2\n")
+	require.Contains(t, text, "Book a slot of Gate 7 for today")
+
 	result.Unchanged = true
 	require.Contains(t, welcome(result, "bin/marquee"), "nothing was changed")
+}
+
+// The commands that are printed book a display when a shell runs them.
+func TestWelcomeBooks(t *testing.T) {
+	var got []string
+	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Header.Get("Content-Type") != "application/json" {
+			http.Error(w, "no JSON", http.StatusUnsupportedMediaType)
+			return
+		}
+		got = append(got, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization")+" "+string(body))
+		answers := map[string]string{
+			"/v1/sessions": `{"session":{"sessionId":"x"}, "accessToken": "a-token", "refreshToken":"other"}`, "/v1/organisations/org_2/creatives": `{"creative":{"creativeId":"crv_1","versions":[]}}`,
+			"/v1/organisations/org_2/orders": `{"order":{"orderId":"ord_1","lines":[{"lineId":"lin_1"}]}}`,
+		}
+		fmt.Fprint(w, answers[r.URL.Path])
+	}))
+	defer gateway.Close()
+	said := booking(gateway.URL, demo.Advertiser{Account: demo.Account{Name: "ads@example.com", Password: "secret", OrganisationID: "org_2"}},
+		demo.Owner{Account: demo.Account{Key: "demo", OrganisationID: "org_1"}, Displays: []demo.Display{{DeviceID: "dev_1", Name: "Gate 7", TimeZone: "Asia/Tokyo"}}}, "echo marquee")
+	_, commands, found := strings.Cut(said, "appear there:\n")
+	require.True(t, found)
+	out, err := exec.CommandContext(t.Context(), "bash", "-c", commands).Output()
+	require.Error(t, err, "the last command finds nothing in what echo says")
+	require.Contains(t, string(out), `DecideApproval {"organisation_id":"org_1","creative_id":"crv_1","version":1,"approve":true} --as demo`)
+	zone, err := time.LoadLocation("Asia/Tokyo")
+	require.NoError(t, err)
+	today := time.Now().In(zone).Format(time.DateOnly)
+	require.Equal(t, []string{
+		`POST /v1/sessions  {"name":"ads@example.com","password":"secret"}`,
+		`POST /v1/organisations/org_2/creatives Bearer a-token {"request_id":"my-first-text","title":"Mine","content":{"text":{"text":"Hello, world"}}}`,
+		`POST /v1/organisations/org_2/orders Bearer a-token {"request_id":"my-first-order","lines":[{"device_id":"dev_1","flight":{"start_date":"` + today + `","end_date":"` + today + `"},"slots":1,"creative_id":"crv_1"}]}`,
+		`POST /v1/organisations/org_2/orders/ord_1:book Bearer a-token {"request_id":"my-first-booking"}`,
+	}, got)
 }
 
 func TestShellQuote(t *testing.T) {

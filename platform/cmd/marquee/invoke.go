@@ -27,7 +27,7 @@ type invokeCmd struct {
 	Method  string        `arg:"" help:"SERVICE/METHOD, for example marquee.account.v1.AccountService/GetAccount."`
 	Request string        `arg:"" optional:"" help:"The request as JSON; several one after the other for a stream; - reads standard input. Default: an empty request."`
 	Token   string        `help:"Access token to call with."`
-	As      string        `help:"Log in first, as an owner of the demo's displays: ${owners}." enum:",${owners}" default:""`
+	As      string        `help:"Log in first, as an account of the demo, which owns displays or advertises: ${accounts}." enum:",${accounts}" default:""`
 	Timeout time.Duration `default:"30s" help:"Deadline of the call; 0s for none."`
 }
 

@@ -66,7 +66,7 @@ type cli struct {
 
 // vars are the words in the help texts that come from elsewhere.
 func vars() kong.Vars {
-	return kong.Vars{"local": localCluster, "tools": strings.Join(tools.Names(), ", "), "owners": strings.Join(demo.Keys(), ",")}
+	return kong.Vars{"local": localCluster, "tools": strings.Join(tools.Names(), ", "), "owners": strings.Join(demo.OwnerKeys(), ","), "accounts": strings.Join(demo.Keys(), ",")}
 }
 
 // Validate refuses names that are no folder's.

@@ -24,7 +24,7 @@ const servedPath = "/v1/signing-keys"
 type upCmd struct {
 	JSON    bool          `name:"json" help:"Print the result as JSON; progress goes to standard error."`
 	Timeout time.Duration `default:"15m" help:"Give up after this long. What runs then keeps running."`
-	NoDemo  bool          `help:"Make no displays to look at, and run no players: there is the demo account alone. What was made before stays."`
+	NoDemo  bool          `help:"Make no displays to look at and no orders, and run no players: there is the demo account alone. What was made before stays."`
 }
 
 // upResult is what up prints with --json.
@@ -36,6 +36,8 @@ type upResult struct {
 	Gateways    []stack.Gateway `json:"gateways"`
 	Account     string          `json:"demo_account"`
 	Owners      []demo.Owner    `json:"demo_owners"`
+	// Advertisers is empty with --no-demo.
+	Advertisers []demo.Advertiser `json:"demo_advertisers"`
 }
 
 // Run brings everything up and says how to try it.
@@ -65,7 +67,7 @@ func (u *upCmd) up(e *env) error {
 		return because(ctx, err)
 	}
 
-	result := upResult{Cluster: e.name, Owners: []demo.Owner{}}
+	result := upResult{Cluster: e.name, Owners: []demo.Owner{}, Advertisers: []demo.Advertiser{}}
 	var made demo.Demo
 	var deployed []jobs.Deployed
 	group, deploying := errgroup.WithContext(ctx)
@@ -102,6 +104,7 @@ func (u *upCmd) up(e *env) error {
 		result.Unchanged = result.Unchanged && d.Unchanged
 	}
 	result.Account, result.Owners = made.Owners[0].Name, made.Owners
+	result.Advertisers = append(result.Advertisers, made.Advertisers...)
 	if result.Gateways, _, err = stack.Gateways(ctx, s.Cluster().Consul(), 0); err != nil {
 		return err
 	}
@@ -152,6 +155,10 @@ func welcome(r upResult, command string) string {
 			fmt.Fprintf(&text, "            has %d displays as %s, %s\n", len(o.Displays), o.Organisation, o.OrganisationID)
 		}
 	}
+	for _, a := range r.Advertisers {
+		fmt.Fprintf(&text, "  account   %s, password %s (--as %s)\n            has %d orders as %s, %s\n",
+			a.Name, a.Password, a.Key, len(a.Orders), a.Organisation, a.OrganisationID)
+	}
 	url, first := "http://"+r.Gateways[0].HTTP, r.Owners[0]
 	fmt.Fprintf(&text, `
 Try:
@@ -167,7 +174,27 @@ Displays, all of them and one of them (%[4]s):
   %[1]s invoke marquee.device.v1.DeviceService/ListPlays '{"organisation_id":"%[3]s","device_id":"%[2]s"}' --as %[5]s
 `, command, first.Displays[0].DeviceID, first.OrganisationID, first.Displays[0].Name, first.Key)
 	}
+	if len(r.Advertisers) > 0 && len(first.Displays) > 0 {
+		text.WriteString(booking(url, r.Advertisers[0], first, command))
+	}
 	return text.String()
+}
+
+// booking is how an advertiser books a display, with curl, and sees its text appear
+// there. Each step has a request_id: it is done once a day, however often it is typed.
+func booking(url string, a demo.Advertiser, o demo.Owner, command string) string {
+	display := o.Displays[0]
+	date := "'$(TZ=" + display.TimeZone + " date +%F)'"
+	return fmt.Sprintf(`
+Book a slot of %[8]s for today, and watch your text appear there:
+  token=$(curl -s %[1]s/v1/sessions -H 'content-type: application/json' -d '{"name":"%[2]s","password":"%[3]s"}' | grep -o '"accessToken": *"[^"]*' | cut -d '"' -f 4)
+  post() { curl -s "%[1]s/v1/organisations/%[4]s/$1" -H "authorization: Bearer $token" -H 'content-type: application/json' -d "$2"; }
+  creative=$(post creatives '{"request_id":"my-first-text","title":"Mine","content":{"text":{"text":"Hello, world"}}}' | grep -o 'crv_[0-9A-Z]*' | head -n 1)
+  order=$(post orders '{"request_id":"my-first-order","lines":[{"device_id":"%[5]s","flight":{"start_date":"%[10]s","end_date":"%[10]s"},"slots":1,"creative_id":"'$creative'"}]}' | grep -o 'ord_[0-9A-Z]*' | head -n 1)
+  post orders/$order:book '{"request_id":"my-first-booking"}'
+  %[6]s invoke marquee.order.v1.CreativeService/DecideApproval '{"organisation_id":"%[7]s","creative_id":"'$creative'","version":1,"approve":true}' --as %[9]s
+  %[6]s logs players --follow | grep --line-buffered -e %[5]s -e 'Hello, world'
+`, url, a.Name, a.Password, a.OrganisationID, display.DeviceID, command, o.OrganisationID, display.Name, o.Key, date)
 }
 
 type downCmd struct {

@@ -145,7 +145,7 @@ variable "ntp_servers" {
 variable "data_jobs" {
   description = "Jobs whose data the machines for databases keep: the databases of nomad-jobs/services.hcl, and what else keeps data there."
   type        = list(string)
-  default     = ["account-db", "device-db", "nats"]
+  default     = ["account-db", "device-db", "nats", "order-db"]
 }
 
 variable "box" {
