@@ -21,10 +21,12 @@ import (
 	"github.com/marquee-ads/marquee/platform/demo"
 	"github.com/marquee-ads/marquee/platform/jobs"
 	"github.com/marquee-ads/marquee/platform/stack"
+	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 )
 
 // What `marquee up` makes to be looked at: the displays of two owners, which players
-// that run as a job play. A second time changes nothing.
+// that run as a job play, and what two advertisers have booked on them. A second time
+// changes nothing.
 func TestDemo(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	t.Cleanup(func() { removeDemo(t) })
@@ -96,14 +98,17 @@ func TestDemo(t *testing.T) {
 	})
 	require.GreaterOrEqual(t, playing, 6, "those that are always on play")
 	t.Logf("%d of 20 displays play, the others are off", playing)
+	took := scenario.Eventually(ctx, t, 90*time.Second, "what is booked on displays that are always on is delivered", deliveries(t, ctx, doors, made.Advertisers))
+	t.Logf("what is booked is delivered after %.1f s", took.Seconds())
 	// They are fetched by all, also by those that are off, from gateways.
-	scenario.Eventually(ctx, t, 10*time.Second, "all pictures are fetched", func() error {
-		if len(fetched(t)) != 6 {
+	const pictures, texts = 6, 2 // a third text is for workdays alone
+	scenario.Eventually(ctx, t, 10*time.Second, "all pictures and texts are fetched", func() error {
+		if len(fetched(t)) < pictures+texts {
 			return errNotYet
 		}
 		return nil
 	})
-	pictures := fetched(t)
+	media := fetched(t)
 	before := processes(t, "player")
 	require.Len(t, before, 1)
 	for _, pid := range before {
@@ -116,7 +121,10 @@ func TestDemo(t *testing.T) {
 		return nil
 	})
 	each("all displays are online again", 30*time.Second, online)
-	require.Equal(t, pictures, fetched(t), "pictures were fetched again")
+	now := fetched(t)
+	for name, at := range media {
+		require.Equal(t, at, now[name], "%s was fetched again", name)
+	}
 	before = processes(t, "player")
 	for _, pid := range before {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -130,6 +138,7 @@ func TestDemo(t *testing.T) {
 	require.False(t, again.Changed)
 	require.True(t, deployed.Unchanged)
 	require.Equal(t, made.Owners, again.Owners)
+	require.Equal(t, made.Advertisers, again.Advertisers)
 	require.Equal(t, before, processes(t, "player"), "the players were started anew")
 	said.Reset()
 	require.NoError(t, the.Jobs().Logs(ctx, stack.Players, jobs.LogOptions{Lines: 5000}, &said))
@@ -155,7 +164,38 @@ func TestDemo(t *testing.T) {
 	require.NotRegexp(t, `[1-9]\d* rejected|[1-9]\d* LOST`, said.String())
 }
 
-// fetched are the pictures that the players have, and when they got each.
+// deliveries returns what says what is not played of what the advertisers have booked.
+// What is on in the mornings alone may not be on now.
+func deliveries(t *testing.T, ctx context.Context, doors scenario.Doors, advertisers []demo.Advertiser) func() error {
+	t.Helper()
+	buyers, orders := map[string]*scenario.Owner{}, map[string]string{} // by order
+	for _, a := range advertisers {
+		var session struct{ AccessToken string }
+		buyer := &scenario.Owner{Doors: doors, Organisation: a.OrganisationID}
+		require.NoError(t, buyer.Call(ctx, http.MethodPost, "/v1/sessions", map[string]string{"name": a.Name, "password": a.Password}, &session))
+		buyer.Token = session.AccessToken
+		for _, o := range a.Orders {
+			if o.Title != "Coffee before work" {
+				buyers[o.OrderID], orders[o.OrderID] = buyer, o.Title
+			}
+		}
+	}
+	require.Len(t, orders, 4)
+	return func() error {
+		for id, title := range orders {
+			var found orderv1.GetDeliveryResponse
+			if err := buyers[id].Ask(ctx, scenario.REST, &orderv1.GetDeliveryRequest{OrderId: id}, &found); err != nil {
+				return err
+			}
+			if found.GetTotal().GetDeliveredPlays() == 0 {
+				return fmt.Errorf("nothing is played of %s: %v", title, found.GetTotal())
+			}
+		}
+		return nil
+	}
+}
+
+// fetched are the pictures and texts that the players have, and when they got each.
 func fetched(t *testing.T) map[string]time.Time {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(the.Cluster().Volumes(), "players", "media"))

@@ -67,6 +67,8 @@ func TestOrder(t *testing.T) {
 		refused(err, codes.Unauthenticated, "TOKEN_MISSING")
 		_, err = dial("gateway").SearchDevices(ctx, both, grpc.WaitForReady(true))
 		refused(err, codes.PermissionDenied, "SERVICE_NOT_ALLOWED")
+		_, err = dial("gateway").PutBookedLines(ctx, &devicev1.PutBookedLinesRequest{DeviceId: mine}, grpc.WaitForReady(true))
+		refused(err, codes.PermissionDenied, "SERVICE_NOT_ALLOWED")
 		_, err = dial("echo").SearchDevices(ctx, both, grpc.WaitForReady(true))
 		refused(err, codes.PermissionDenied, "MESH_DENIED")
 		_, err = devicev1.NewDeviceServiceClient(o.doors.GRPC).SearchDevices(withToken(ctx, o.token), both)

@@ -191,10 +191,17 @@ func TestOutage(t *testing.T) {
 // has it.
 func checkPlays(t *testing.T, ctx context.Context) {
 	t.Helper()
-	check := exec.CommandContext(ctx, "bash", "-c", `eval "$("$MARQUEE" --cluster e2e env --service device)" && deviced --check-plays`)
-	check.Dir = the.root
-	check.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "MARQUEE=" + filepath.Join(the.root, ".marquee", "bin", "marquee")}
-	out, err := check.CombinedOutput()
+	require.Contains(t, operate(t, ctx, "device", "deviced --check-plays"), "all hours agree with their plays\n")
+}
+
+// operate runs a command of a service by hand, as an operator does, and returns what
+// it says.
+func operate(t *testing.T, ctx context.Context, service, command string) string {
+	t.Helper()
+	run := exec.CommandContext(ctx, "bash", "-c", fmt.Sprintf(`eval "$("$MARQUEE" --cluster e2e env --service %s)" && %s`, service, command)) //nolint:gosec // the tests' own
+	run.Dir = the.root
+	run.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "MARQUEE=" + filepath.Join(the.root, ".marquee", "bin", "marquee")}
+	out, err := run.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Contains(t, string(out), "all hours agree with their plays\n")
+	return string(out)
 }

@@ -50,6 +50,9 @@ const retryPolicy = `{
       {"service": "marquee.account.v1.AccountService", "method": "GetAccount"},
       {"service": "marquee.account.v1.AccountService", "method": "GetSigningKeys"},
       {"service": "marquee.account.v1.AccountService", "method": "SignUp"},
+      {"service": "marquee.order.v1.OrderService"},
+      {"service": "marquee.order.v1.CreativeService"},
+      {"service": "marquee.order.v1.WalletService"},
       {"service": "marquee.echo.v1.EchoService", "method": "Echo"}
     ],
     "retryPolicy": {

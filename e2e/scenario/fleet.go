@@ -105,22 +105,11 @@ func NewFleet(ctx context.Context, t testing.TB, cfg FleetConfig) *Fleet {
 	// than it lasts, which is no impossible play in a slot that is longer.
 	slot := cfg.Slot + 5*time.Second
 	require.NoError(t, Each(lines, func(i int, _ string) error {
-		var made struct{ Device struct{ DeviceID string } }
-		if err := o.Call(ctx, http.MethodPost, o.On(""), map[string]any{
-			"requestId": fmt.Sprintf("device-%06d", i), "settings": DisplaySettings(fmt.Sprintf("Display %d", i), slot),
-		}, &made); err != nil {
+		id, secret, err := o.Enrol(ctx, fmt.Sprintf("device-%06d", i), DisplaySettings(fmt.Sprintf("Display %d", i), slot))
+		if err != nil {
 			return err
 		}
-		f.IDs[i] = made.Device.DeviceID
-		var code struct{ ClaimCode string }
-		if err := o.Call(ctx, http.MethodPost, o.On("/"+f.IDs[i]+"/claim-code"), struct{}{}, &code); err != nil {
-			return err
-		}
-		var claimed struct{ Credentials struct{ Secret string } }
-		if err := o.Call(ctx, http.MethodPost, "/v1/devices:claim", map[string]string{"claimCode": code.ClaimCode}, &claimed); err != nil {
-			return err
-		}
-		lines[i] = f.IDs[i] + " " + claimed.Credentials.Secret
+		f.IDs[i], lines[i] = id, id+" "+secret
 		return nil
 	}))
 	require.NoError(t, os.WriteFile(f.credentials, []byte(strings.Join(lines, "\n")+"\n"), 0o600))
