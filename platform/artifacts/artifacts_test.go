@@ -329,6 +329,9 @@ func TestBrokenOff(t *testing.T) {
 		response, err := client.Do(request)
 		if err == nil {
 			response.Body.Close()
+			if response.StatusCode >= http.StatusBadRequest { // it was faster than the caller who leaves
+				err = errors.New(response.Status)
+			}
 		}
 		done <- err
 	}()
