@@ -19,12 +19,14 @@ import (
 )
 
 // How long things may take. The server's limits stand below the client's, so
-// that it is the server that gives up first, with a clean error.
+// that it is the server that gives up first, with a clean error. A transaction whose
+// process has left, or cannot reach the server, ends before those have waited for
+// too long that wait for its locks: a repeated call waits for the call before it.
 const (
 	connectTimeout   = 3 * time.Second
 	statementTimeout = 4 * time.Second
 	lockTimeout      = 3 * time.Second
-	idleInTxTimeout  = 10 * time.Second
+	idleInTxTimeout  = 2 * time.Second
 	callTimeout      = 5 * time.Second
 	migrationTimeout = 10 * time.Minute
 )

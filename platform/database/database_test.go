@@ -94,12 +94,27 @@ func TestDatabase(t *testing.T) {
 	t.Run("Settings", func(t *testing.T) {
 		db := open(t, config(t, pg))
 		for setting, want := range map[string]string{
-			"statement_timeout": "4s", "lock_timeout": "3s", "idle_in_transaction_session_timeout": "10s", "TimeZone": "UTC", "application_name": "test",
+			"statement_timeout": "4s", "lock_timeout": "3s", "idle_in_transaction_session_timeout": "2s", "TimeZone": "UTC", "application_name": "test",
 		} {
 			var got string
 			require.NoError(t, db.pool.QueryRow(t.Context(), "SELECT current_setting($1)", setting).Scan(&got))
 			require.Equal(t, want, got, setting)
 		}
+	})
+
+	t.Run("AProcessThatHasLeft", func(t *testing.T) {
+		db := open(t, config(t, pg))
+		require.NoError(t, db.Prepare(t.Context(), files()))
+		write := func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "INSERT INTO words (word) VALUES ('repeated') ON CONFLICT DO NOTHING")
+			return err
+		}
+		left, err := db.pool.Begin(t.Context())
+		require.NoError(t, err)
+		defer left.Rollback(t.Context()) //nolint:errcheck // the server has ended it
+		require.NoError(t, write(t.Context(), left))
+		require.NoError(t, db.Transact(t.Context(), write), "a repeated call does not wait for long enough")
+		require.Error(t, left.Commit(t.Context()))
 	})
 
 	t.Run("Transact", func(t *testing.T) {

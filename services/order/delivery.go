@@ -64,7 +64,7 @@ type DeliveryStore interface {
 	// changed.
 	TellAgain(ctx context.Context, lineIDs []string, now time.Time) error
 	// KeepSold calls use with all lines of a device that it should know of, and
-	// nothing is booked or cancelled on it meanwhile: use has three seconds.
+	// nothing is booked or cancelled on it meanwhile: use has one and a half seconds.
 	KeepSold(ctx context.Context, deviceID string, now time.Time, use func(context.Context, []BookedLine) error) error
 	// DisplayIDs returns the displays after one, by their ids.
 	DisplayIDs(ctx context.Context, after string, limit int) ([]string, error)

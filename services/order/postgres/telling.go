@@ -199,8 +199,8 @@ func (s *Store) KeepSold(ctx context.Context, deviceID string, now time.Time, us
 	})
 }
 
-// keepSoldFor is less than a transaction has.
-const keepSoldFor = 3 * time.Second
+// keepSoldFor is less than a transaction may do nothing for.
+const keepSoldFor = 1500 * time.Millisecond
 
 // DisplayIDs implements order.DeliveryStore.
 func (s *Store) DisplayIDs(ctx context.Context, after string, limit int) (ids []string, err error) {
