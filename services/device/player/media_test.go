@@ -87,10 +87,10 @@ func TestMedia(t *testing.T) {
 			_, _ = out.Write(picture[:half])
 			_ = http.NewResponseController(out).Flush()
 			<-req.Context().Done()
-		}, "nothing came for 200ms", false, func(m *Media) { m.stall = 200 * time.Millisecond }},
+		}, "nothing came for 2s", false, func(m *Media) { m.stall = 2 * time.Second }},
 		"ErrSilent": {func(_ http.ResponseWriter, req *http.Request) {
 			<-req.Context().Done()
-		}, "nothing came for 200ms", false, func(m *Media) { m.stall = 200 * time.Millisecond }},
+		}, "nothing came for 2s", false, func(m *Media) { m.stall = 2 * time.Second }},
 		"ErrNotFound":    {http.NotFound, "the answer is 404 Not Found", false, nil},
 		"ErrRedirects":   {func(out http.ResponseWriter, req *http.Request) { http.Redirect(out, req, "/", http.StatusFound) }, "stopped after 10 redirects", false, nil},
 		"ErrUnaskedPart": {func(out http.ResponseWriter, _ *http.Request) { out.WriteHeader(http.StatusPartialContent) }, "the answer is 206", false, nil},
