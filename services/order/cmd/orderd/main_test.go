@@ -217,16 +217,23 @@ func (i *instance) book(t *testing.T, requestID string, displays ...string) *ord
 	return booked.GetOrder()
 }
 
-// past makes it so that an order was made and booked so long ago.
+// past makes it so that an order was made and booked so long ago: all of it at once, as
+// instances settle what they find.
 func (w *world) past(t *testing.T, orderID string, ago time.Duration) {
 	t.Helper()
 	back := fmt.Sprintf("interval '%d seconds'", int(ago.Seconds()))
 	times := "(SELECT range_agg(tstzrange(lower(r) - " + back + ", upper(r) - " + back + ")) FROM unnest(times) AS r)"
-	w.exec(t, "UPDATE orders SET create_time = create_time - "+back+", hold_expire_time = hold_expire_time - "+back+
-		", book_time = book_time - "+back+", end_time = end_time - "+back+" WHERE order_id = $1", orderID)
-	w.exec(t, "UPDATE reservations SET times = "+times+" WHERE line_id IN (SELECT line_id FROM lines WHERE order_id = $1)", orderID)
-	w.exec(t, "UPDATE lines SET times = "+times+", start_time = start_time - "+back+", end_time = end_time - "+back+
-		", start_date = (start_time - "+back+")::date, end_date = (end_time - interval '1 microsecond' - "+back+")::date WHERE order_id = $1", orderID)
+	w.exec(t, `
+		WITH moved AS (
+			UPDATE orders SET create_time = create_time - `+back+`, hold_expire_time = hold_expire_time - `+back+`,
+				book_time = book_time - `+back+`, end_time = end_time - `+back+` WHERE order_id = $1 RETURNING order_id
+		), reserved AS (
+			UPDATE reservations SET times = `+times+`
+			WHERE line_id IN (SELECT line_id FROM lines JOIN moved USING (order_id))
+		)
+		UPDATE lines SET times = `+times+`, start_time = start_time - `+back+`, end_time = end_time - `+back+`,
+			start_date = (start_time - `+back+`)::date, end_date = (end_time - interval '1 microsecond' - `+back+`)::date
+		WHERE order_id IN (SELECT order_id FROM moved)`, orderID)
 }
 
 // balance is what an organisation has in EUR.
