@@ -19,6 +19,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/mesh"
 	echov1 "github.com/marquee-ads/marquee/proto/gen/marquee/echo/v1"
+	"github.com/marquee-ads/marquee/services/gateway"
 )
 
 func TestDrainLosesNoCall(t *testing.T) {
@@ -88,6 +89,90 @@ func TestDrainLosesNoCall(t *testing.T) {
 	soon(t, "calls after", func() bool { return min(throughGRPC.Load(), throughHTTP.Load()) > at+200 })
 	cancel()
 	workers.Wait()
+}
+
+// lateRegistry answers nobody until it begins.
+type lateRegistry struct {
+	*registry
+	begin chan struct{}
+}
+
+func (r *lateRegistry) WatchServices(ctx context.Context, tags []string, update func([]string, error)) {
+	select {
+	case <-r.begin:
+		r.registry.WatchServices(ctx, tags, update)
+	case <-ctx.Done():
+	}
+}
+
+// early is a gateway that runs and does not know the services yet.
+func early(t *testing.T) (gw *gateway.Gateway, begin func()) {
+	t.Helper()
+	r := newRegistry()
+	r.set("echo", startEcho(t).address)
+	late := &lateRegistry{registry: r, begin: make(chan struct{})}
+	around := surroundings(t, r)
+	around.Registry = late
+	gw, err := gateway.New(defaults(), around)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- gw.Catalog.Run(ctx) }()
+	require.NoError(t, gw.Open(ctx))
+	t.Cleanup(func() {
+		closing, done := context.WithTimeout(context.Background(), 3*time.Second)
+		defer done()
+		require.NoError(t, gw.Close(closing))
+		cancel()
+		require.NoError(t, receive(t, ran))
+	})
+	return gw, sync.OnceFunc(func() { close(late.begin) })
+}
+
+func TestNobodyIsLetInBeforeTheServicesAreKnown(t *testing.T) {
+	one, begin := early(t)
+	other := startOne(t, startEcho(t))
+	b := manual.NewBuilderWithScheme("gateways")
+	b.InitialState(resolver.State{Endpoints: []resolver.Endpoint{
+		{Addresses: []resolver.Address{{Addr: one.GRPCAddr().String()}}},
+		{Addresses: []resolver.Address{{Addr: other.GRPCAddr().String()}}},
+	}})
+	conn, err := grpc.NewClient("gateways:///", append(mesh.DefaultDialSettings().DialOptions(), grpc.WithResolvers(b),
+		grpc.WithDisableRetry(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	require.NoError(t, err)
+	defer conn.Close()
+	call := func() {
+		t.Helper()
+		_, err := echov1.NewEchoServiceClient(conn).Echo(t.Context(), &echov1.EchoRequest{Text: "x"})
+		require.NoError(t, err)
+	}
+	for range 100 {
+		call()
+	}
+	begin()
+	other.close() // what remains is the one that has come to know them
+	for range 100 {
+		call()
+	}
+
+	t.Run("ForTooLong", func(t *testing.T) {
+		unknowing, _ := early(t)
+		conn, err := grpc.NewClient(unknowing.GRPCAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		require.NoError(t, err)
+		defer conn.Close()
+		began := time.Now()
+		_, err = echov1.NewEchoServiceClient(conn).Echo(t.Context(), &echov1.EchoRequest{Text: "x"})
+		requireStatus(t, err, codes.Unavailable, "CATALOG_INCOMPLETE")
+		require.GreaterOrEqual(t, time.Since(began), 4*time.Second)
+	})
+	t.Run("AndLeaves", func(t *testing.T) {
+		began := time.Now()
+		leaving, _ := early(t)
+		closing, done := context.WithTimeout(t.Context(), 3*time.Second)
+		defer done()
+		require.NoError(t, leaving.Close(closing))
+		require.Less(t, time.Since(began), 2*time.Second)
+	})
 }
 
 func TestStreamsAreEndedWhenTheDrainRunsOut(t *testing.T) {

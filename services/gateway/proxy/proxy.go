@@ -61,6 +61,8 @@ const (
 	readBuffer = 4 << 10
 	// Workers keep grown stacks, which small calls would otherwise grow anew.
 	workers = 64
+	// acceptWithin is for how long nobody is let in while the services are not known.
+	acceptWithin = 5 * time.Second
 	// streamGrace is what is left of the drain for streams to be told to go
 	// elsewhere, after everything else had its chance to finish.
 	streamGrace = 500 * time.Millisecond
@@ -112,11 +114,21 @@ func New(opts Options) *Door {
 	return d
 }
 
-// Serve takes calls from the listener until Stop. It does not block; failed is
-// called if the door closes by itself.
+// Serve takes calls from the listener until Stop, beginning when the catalog is in
+// sync: a client that is not let in yet calls another gateway, and one that is would
+// be told that nothing is known here, and call again at once. When that takes long
+// clients are let in, and told. It does not block; failed is called if the door closes
+// by itself.
 func (d *Door) Serve(listener net.Listener, failed func(error)) {
 	go func() {
 		defer close(d.served)
+		long := time.NewTimer(acceptWithin)
+		defer long.Stop()
+		select {
+		case <-d.opts.Catalog.Synced():
+		case <-long.C:
+		case <-d.leaving.Done():
+		}
 		err := d.server.Serve(listener)
 		if err != nil && d.leaving.Err() == nil {
 			failed(fmt.Errorf("serve gRPC: %w", err))
