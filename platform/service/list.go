@@ -1,20 +1,13 @@
 package service
 
-// Page is which part of a list a request asks for, as the methods that list say
-// it. A service's own type of the same fields is converted from it.
-type Page struct {
-	// Size is how many at most; 0 leaves it to the service.
-	Size int
-	// Token is what the page before came with; empty for the first.
-	Token string
-}
+import "github.com/marquee-ads/marquee/platform/paging"
 
 // PageOf is the page that a request asks for.
 func PageOf(req interface {
 	GetPageSize() int32
 	GetPageToken() string
-}) Page {
-	return Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()}
+}) paging.Page {
+	return paging.Page{Size: int(req.GetPageSize()), Token: req.GetPageToken()}
 }
 
 // Messages turns a list of the domain's into messages, or back.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
@@ -108,7 +109,7 @@ func (s *Service) CreateAPIKey(ctx context.Context, caller auth.Caller, organisa
 }
 
 // ListAPIKeys returns a page of an organisation's API keys, the newest first.
-func (s *Service) ListAPIKeys(ctx context.Context, organisationID string, page Page) ([]APIKey, string, error) {
+func (s *Service) ListAPIKeys(ctx context.Context, organisationID string, page paging.Page) ([]APIKey, string, error) {
 	return list(ctx, s, "API keys of "+organisationID, page, func(ctx context.Context, before string, limit int) ([]APIKey, error) {
 		return s.store.ListAPIKeys(ctx, organisationID, before, limit)
 	}, func(k APIKey) string { return k.ID })

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // EventsKept is for how long audit events are kept.
@@ -68,7 +69,7 @@ func (s *Service) event(kind EventKind, accountID, actorID string, from Origin) 
 
 // ListEvents returns a page of what happened to the caller's account, the newest
 // first, and the token of the next page. Errors: ErrPageTokenInvalid.
-func (s *Service) ListEvents(ctx context.Context, caller auth.Caller, page Page) ([]Event, string, error) {
+func (s *Service) ListEvents(ctx context.Context, caller auth.Caller, page paging.Page) ([]Event, string, error) {
 	return list(ctx, s, "events of "+caller.AccountID, page, func(ctx context.Context, before string, limit int) ([]Event, error) {
 		return s.store.ListEvents(ctx, caller.AccountID, before, limit)
 	}, func(e Event) string { return e.ID })

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // InvitationLifetime is how long an invitation can be accepted unless it says
@@ -78,7 +79,7 @@ func (s *Service) CreateInvitation(ctx context.Context, caller auth.Caller, orga
 
 // ListInvitations returns a page of an organisation's invitations, the newest
 // first.
-func (s *Service) ListInvitations(ctx context.Context, organisationID string, page Page) ([]Invitation, string, error) {
+func (s *Service) ListInvitations(ctx context.Context, organisationID string, page paging.Page) ([]Invitation, string, error) {
 	return list(ctx, s, "invitations of "+organisationID, page, func(ctx context.Context, before string, limit int) ([]Invitation, error) {
 		return s.store.ListInvitations(ctx, organisationID, before, limit)
 	}, func(i Invitation) string { return i.ID })

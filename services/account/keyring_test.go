@@ -18,6 +18,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // clock is a clock that tests move.
@@ -203,7 +204,7 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, r.Refresh(t.Context()))
 		require.True(t, r.SessionEnded("ses_1"))
 		require.False(t, r.SessionEnded("ses_2"))
-		published, _, err := r.Published(Page{})
+		published, _, err := r.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Equal(t, []EndedSession{{"ses_1", until}}, published.Ended)
 		c.move(TokenLifetime + time.Second)
@@ -230,11 +231,11 @@ func TestKeyring(t *testing.T) {
 		store.changed = []ChangedAccount{{"acc_2", 1, c.now().Add(time.Hour)}, {"acc_1", 7, c.now().Add(time.Second)}}
 		require.NoError(t, r.Refresh(t.Context()))
 		require.ErrorIs(t, verifier.Authorize(caller, "org_1", []auth.Role{auth.Owner}), auth.ErrRolesChanged)
-		published, _, err := r.Published(Page{})
+		published, _, err := r.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Equal(t, []ChangedAccount{store.changed[1], store.changed[0]}, published.Changed)
 		c.move(time.Second)
-		published, _, err = r.Published(Page{})
+		published, _, err = r.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Equal(t, store.changed[:1], published.Changed)
 	})
@@ -263,7 +264,7 @@ func TestKeyring(t *testing.T) {
 		b.End(EndedSession{"aaa_first", until})
 		c.move(time.Millisecond)
 
-		whole, next, err := a.Published(Page{})
+		whole, next, err := a.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Empty(t, next)
 		require.Len(t, whole.Ended, 18)
@@ -275,7 +276,7 @@ func TestKeyring(t *testing.T) {
 		for _, size := range []int{1, 2, 3, 7, 31, 32, 33} {
 			// By turns, as a balancer does it.
 			rings := []*Keyring{a, b}
-			got, page, pages := Published{Keys: want.Keys}, Page{Size: size}, 0
+			got, page, pages := Published{Keys: want.Keys}, paging.Page{Size: size}, 0
 			for {
 				part, next, err := rings[pages%2].Published(page)
 				require.NoError(t, err)
@@ -291,7 +292,7 @@ func TestKeyring(t *testing.T) {
 			require.Equal(t, (32+size-1)/size, pages, "in pages of %d", size)
 		}
 		for _, token := range []string{"x", a.secret.sealPage("sessions of acc_1", "ses_1")} {
-			_, _, err = a.Published(Page{Size: 1, Token: token})
+			_, _, err = a.Published(paging.Page{Size: 1, Token: token})
 			require.ErrorIs(t, err, ErrPageTokenInvalid)
 		}
 	})
@@ -304,13 +305,13 @@ func TestKeyring(t *testing.T) {
 		}
 		r := newKeyring(t, store, day(), c)
 		require.NoError(t, r.Refresh(t.Context()))
-		published, _, err := r.Published(Page{})
+		published, _, err := r.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Len(t, published.Ended, publishedAtOnce-1)
 		r.End(EndedSession{"ses_1", c.now().Add(time.Minute)})
-		_, _, err = r.Published(Page{})
+		_, _, err = r.Published(paging.Page{})
 		require.ErrorIs(t, err, ErrPagesNeeded)
-		published, next, err := r.Published(Page{Size: 10})
+		published, next, err := r.Published(paging.Page{Size: 10})
 		require.NoError(t, err)
 		require.NotEmpty(t, next)
 		require.Len(t, published.Ended, 9)
@@ -331,7 +332,7 @@ func TestKeyring(t *testing.T) {
 		down = true
 		c.move(publishFor + time.Millisecond)
 		require.ErrorIs(t, r.Refresh(t.Context()), database.ErrUnavailable)
-		_, _, err = r.Published(Page{})
+		_, _, err = r.Published(paging.Page{})
 		require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 		require.NoError(t, r.Available())
 		c.move(verifyFor - publishFor)
@@ -365,7 +366,7 @@ func TestKeyring(t *testing.T) {
 		}
 		require.NoError(t, r.Refresh(t.Context()))
 		<-waited
-		_, _, err := r.Published(Page{})
+		_, _, err := r.Published(paging.Page{})
 		require.NoError(t, err)
 	})
 
@@ -378,7 +379,7 @@ func TestKeyring(t *testing.T) {
 		left, leave := context.WithCancel(t.Context())
 		leave()
 		r.Await(left)
-		_, _, err := r.Published(Page{})
+		_, _, err := r.Published(paging.Page{})
 		require.ErrorIs(t, err, ErrSigningKeysUnavailable)
 	})
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
@@ -262,14 +263,14 @@ func (s *Service) FindOrganisation(ctx context.Context, organisationID string) (
 }
 
 // ListMemberships returns a page of the caller's organisations.
-func (s *Service) ListMemberships(ctx context.Context, caller auth.Caller, page Page) ([]Membership, string, error) {
+func (s *Service) ListMemberships(ctx context.Context, caller auth.Caller, page paging.Page) ([]Membership, string, error) {
 	return list(ctx, s, "organisations of "+caller.AccountID, page, func(ctx context.Context, before string, limit int) ([]Membership, error) {
 		return s.store.ListMemberships(ctx, caller.AccountID, before, limit)
 	}, func(m Membership) string { return m.Organisation.ID })
 }
 
 // ListMembers returns a page of an organisation's members.
-func (s *Service) ListMembers(ctx context.Context, organisationID string, page Page) ([]Member, string, error) {
+func (s *Service) ListMembers(ctx context.Context, organisationID string, page paging.Page) ([]Member, string, error) {
 	return list(ctx, s, "members of "+organisationID, page, func(ctx context.Context, before string, limit int) ([]Member, error) {
 		return s.store.ListMembers(ctx, organisationID, before, limit)
 	}, func(m Member) string { return m.AccountID })
@@ -412,7 +413,7 @@ func (s *Service) remove(ctx context.Context, tx Tx, event Event) error {
 
 // ListOrganisationEvents returns a page of what happened in an organisation, the
 // newest first.
-func (s *Service) ListOrganisationEvents(ctx context.Context, organisationID string, page Page) ([]Event, string, error) {
+func (s *Service) ListOrganisationEvents(ctx context.Context, organisationID string, page paging.Page) ([]Event, string, error) {
 	return list(ctx, s, "events of "+organisationID, page, func(ctx context.Context, before string, limit int) ([]Event, error) {
 		return s.store.ListOrganisationEvents(ctx, organisationID, before, limit)
 	}, func(e Event) string { return e.ID })

@@ -13,6 +13,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -86,7 +87,7 @@ func TestOrganisations(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEqual(t, o.organisation.ID, made.ID)
 
-		list, next, err := o.ListMemberships(t.Context(), callerOf(o.owner), account.Page{})
+		list, next, err := o.ListMemberships(t.Context(), callerOf(o.owner), paging.Page{})
 		require.NoError(t, err)
 		require.Empty(t, next)
 		require.Equal(t, []account.Membership{{Organisation: o.organisation, Role: auth.Owner}}, list)
@@ -187,7 +188,7 @@ func TestOrganisations(t *testing.T) {
 		require.ErrorIs(t, o.authorize(t, next.Access, auth.AllRoles()...), auth.ErrNotAMember)
 
 		// Both the organisation's owners and the account see it.
-		events, _, err := o.ListOrganisationEvents(t.Context(), o.organisation.ID, account.Page{})
+		events, _, err := o.ListOrganisationEvents(t.Context(), o.organisation.ID, paging.Page{})
 		require.NoError(t, err)
 		counts := map[account.EventKind]int{}
 		for _, e := range events {
@@ -303,7 +304,7 @@ func TestOrganisations(t *testing.T) {
 func logInAnother(t *testing.T, o office) account.LoggedInto {
 	t.Helper()
 	boss := logIn(t, o.Service, "boss")
-	list, _, err := o.ListMemberships(t.Context(), callerOf(boss), account.Page{})
+	list, _, err := o.ListMemberships(t.Context(), callerOf(boss), paging.Page{})
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	helper := member(t, o.Service, "helper")
@@ -355,7 +356,7 @@ func TestInvitations(t *testing.T) {
 		// Who was removed does not come back with it.
 		require.NoError(t, o.RemoveMember(t.Context(), boss, o.organisation.ID, first.Account.ID, from))
 		require.ErrorIs(t, accept(first, token), account.ErrInvitationUsed)
-		list, _, err := o.ListInvitations(t.Context(), o.organisation.ID, account.Page{})
+		list, _, err := o.ListInvitations(t.Context(), o.organisation.ID, paging.Page{})
 		require.NoError(t, err)
 		accepters := map[string]string{}
 		for _, i := range list {
@@ -489,7 +490,7 @@ func TestAPIKeys(t *testing.T) {
 		caller, err := auth.NewVerifier(auth.Issuer, "test", o.keys, o.clock.now).Verify(t.Context(), token)
 		require.NoError(t, err)
 		require.Equal(t, [2]string{"", made.ID}, [2]string{caller.AccountID, caller.APIKeyID})
-		list, _, err := o.ListAPIKeys(t.Context(), o.organisation.ID, account.Page{})
+		list, _, err := o.ListAPIKeys(t.Context(), o.organisation.ID, paging.Page{})
 		require.NoError(t, err)
 		require.Equal(t, o.clock.now().UTC().Truncate(time.Second), list[0].UseTime)
 		require.NotContains(t, fmt.Sprint(list), secret)
@@ -512,7 +513,7 @@ func TestAPIKeys(t *testing.T) {
 		require.ErrorIs(t, o.authorize(t, token, auth.Operator), auth.ErrSessionEnded, "at once on this instance")
 		require.ErrorIs(t, exchange(secret), account.ErrAPIKeyRevoked)
 		require.NoError(t, elsewhere.Refresh(t.Context()))
-		published, _, err := elsewhere.Published(account.Page{})
+		published, _, err := elsewhere.Published(paging.Page{})
 		require.NoError(t, err)
 		require.Contains(t, fmt.Sprint(published.Ended), made.ID)
 	})
@@ -562,7 +563,7 @@ func TestAPIKeys(t *testing.T) {
 			require.NoError(t, make(n))
 		}
 		require.ErrorIs(t, make(account.MaxAPIKeys), account.ErrTooManyAPIKeys)
-		keys, _, err := full.ListAPIKeys(t.Context(), full.organisation.ID, account.Page{Size: 1})
+		keys, _, err := full.ListAPIKeys(t.Context(), full.organisation.ID, paging.Page{Size: 1})
 		require.NoError(t, err)
 		require.NoError(t, full.RevokeAPIKey(t.Context(), callerOf(full.owner), full.organisation.ID, keys[0].ID, from))
 		require.NoError(t, make(account.MaxAPIKeys))
@@ -618,7 +619,7 @@ func FuzzTokens(f *testing.F) {
 		_, err = keys.Refresh(context.Background(), "request-1", token, from)
 		require.ErrorIs(t, err, account.ErrRefreshTokenInvalid)
 		if token != "" {
-			_, _, err = keys.ListEvents(context.Background(), auth.Caller{}, account.Page{Token: token})
+			_, _, err = keys.ListEvents(context.Background(), auth.Caller{}, paging.Page{Token: token})
 			require.ErrorIs(t, err, account.ErrPageTokenInvalid)
 		}
 	})

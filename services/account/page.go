@@ -4,31 +4,20 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+
+	"github.com/marquee-ads/marquee/platform/paging"
 )
-
-// Page says which part of a list is wanted.
-type Page struct {
-	// Size is how many at most; 0 is defaultPageSize.
-	Size int
-	// Token is what the page before came with; empty for the first.
-	Token string
-}
-
-const defaultPageSize = 50
 
 // list returns one page and the token of the next, empty on the last. of names
 // the list: a token of another is refused. read returns up to limit entries with
 // an id that is less than before ("" is the beginning), the greatest first.
 // Errors: ErrPageTokenInvalid.
-func list[T any](ctx context.Context, s *Service, of string, page Page, read func(ctx context.Context, before string, limit int) ([]T, error), id func(T) string) ([]T, string, error) {
+func list[T any](ctx context.Context, s *Service, of string, page paging.Page, read func(ctx context.Context, before string, limit int) ([]T, error), id func(T) string) ([]T, string, error) {
 	before, err := s.secret.openPage(of, page.Token)
 	if err != nil {
 		return nil, "", err
 	}
-	size := page.Size
-	if size <= 0 {
-		size = defaultPageSize
-	}
+	size := page.Limit()
 	// One more than asked for tells whether there is another page.
 	entries, err := read(ctx, before, size+1)
 	if err != nil {

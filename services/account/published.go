@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // Published is what every service is to know, or a page of it: the keys, each
@@ -75,7 +77,7 @@ func (r *Keyring) publishedKeys(now time.Time) ([]Key, error) {
 // empty on the last; a Page without a size is everything. Pages are cut by ids,
 // so that the next one may be another instance's: what both know is on one of
 // them. Errors: ErrSigningKeysUnavailable, ErrPagesNeeded, ErrPageTokenInvalid.
-func (r *Keyring) Published(page Page) (Published, string, error) {
+func (r *Keyring) Published(page paging.Page) (Published, string, error) {
 	const of = "what is published"
 	after, err := r.secret.openPage(of, page.Token)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
@@ -103,7 +104,7 @@ func (s *Service) GetAccount(ctx context.Context, caller auth.Caller, accountID 
 
 // Published is what every service is to know to verify access tokens:
 // Keyring.Published, after Keyring.Await.
-func (s *Service) Published(ctx context.Context, page Page) (Published, string, error) {
+func (s *Service) Published(ctx context.Context, page paging.Page) (Published, string, error) {
 	s.keys.Await(ctx)
 	return s.keys.Published(page)
 }

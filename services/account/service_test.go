@@ -15,6 +15,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/database"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 	"github.com/marquee-ads/marquee/services/account/postgres"
@@ -213,7 +214,7 @@ func TestService(t *testing.T) {
 
 		w.clock.move(account.TokenLifetime + account.ClockLeeway + time.Second)
 		require.NoError(t, hereKeys.Refresh(t.Context()))
-		published, _, err := here.Published(t.Context(), account.Page{})
+		published, _, err := here.Published(t.Context(), paging.Page{})
 		require.NoError(t, err)
 		require.Empty(t, published.Ended)
 		require.NoError(t, here.LogOut(t.Context(), auth.Caller{SessionID: "ses_swept"}, from))

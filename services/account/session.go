@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // SessionsKept is for how long sessions that ended or expired are still listed.
@@ -158,7 +159,7 @@ func (s *Service) endSession(ctx context.Context, caller auth.Caller, sessionID 
 // ListSessions returns a page of the caller's sessions, the newest first, and
 // the token of the next page: those that can be used, and those that ended or
 // expired within SessionsKept. Errors: ErrPageTokenInvalid.
-func (s *Service) ListSessions(ctx context.Context, caller auth.Caller, page Page) ([]Session, string, error) {
+func (s *Service) ListSessions(ctx context.Context, caller auth.Caller, page paging.Page) ([]Session, string, error) {
 	return list(ctx, s, "sessions of "+caller.AccountID, page, func(ctx context.Context, before string, limit int) ([]Session, error) {
 		return s.store.ListSessions(ctx, caller.AccountID, before, limit)
 	}, func(session Session) string { return session.ID })

@@ -10,6 +10,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/auth"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/account"
 )
@@ -33,7 +34,7 @@ func logIn(t *testing.T, s *account.Service, name string) account.LoggedInto {
 // moment have no order.
 func kinds(t *testing.T, s *account.Service, caller auth.Caller) []account.EventKind {
 	t.Helper()
-	events, _, err := s.ListEvents(t.Context(), caller, account.Page{})
+	events, _, err := s.ListEvents(t.Context(), caller, paging.Page{})
 	require.NoError(t, err)
 	var all []account.EventKind
 	for _, e := range events {
@@ -136,7 +137,7 @@ func TestRefresh(t *testing.T) {
 				require.ErrorIs(t, err, auth.ErrSessionEnded)
 				// Its owner is shown why.
 				caller := callerOf(in)
-				sessions, _, err := s.ListSessions(t.Context(), caller, account.Page{})
+				sessions, _, err := s.ListSessions(t.Context(), caller, paging.Page{})
 				require.NoError(t, err)
 				require.Len(t, sessions, 1)
 				require.Equal(t, account.EndReused, sessions[0].EndReason)
@@ -224,7 +225,7 @@ func TestSessions(t *testing.T) {
 		}
 		want = append(want, in.Tokens.Session.ID)
 		var got []string
-		page := account.Page{Size: 3}
+		page := paging.Page{Size: 3}
 		for {
 			sessions, next, err := s.ListSessions(t.Context(), callerOf(in), page)
 			require.NoError(t, err)
@@ -247,7 +248,7 @@ func TestSessions(t *testing.T) {
 		_, _, err = s.ListEvents(t.Context(), callerOf(in), page)
 		require.ErrorIs(t, err, account.ErrPageTokenInvalid)
 		for _, token := range []string{"x", "AAAA", page.Token + "A", page.Token[1:], "' OR 1=1 --"} {
-			_, _, err = s.ListSessions(t.Context(), callerOf(in), account.Page{Token: token})
+			_, _, err = s.ListSessions(t.Context(), callerOf(in), paging.Page{Token: token})
 			require.ErrorIs(t, err, account.ErrPageTokenInvalid, token)
 		}
 	})
@@ -370,7 +371,7 @@ func TestTooManySessions(t *testing.T) {
 		require.NoError(t, verify(in))
 	}
 	reasons := map[account.EndReason]int{}
-	for page := (account.Page{Size: 200}); ; {
+	for page := (paging.Page{Size: 200}); ; {
 		sessions, next, err := s.ListSessions(t.Context(), callerOf(last), page)
 		require.NoError(t, err)
 		for _, session := range sessions {

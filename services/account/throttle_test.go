@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/platform/throttle"
 	"github.com/marquee-ads/marquee/services/account"
@@ -133,7 +134,7 @@ func TestThrottle(t *testing.T) {
 		in := logIn(t, s, "Ada")
 		before := len(kinds(t, s, callerOf(in)))
 		require.True(t, isWrong(try(account.Credentials{Name: "Ada", Password: "wrong"}, account.Origin{Address: "198.51.100.99"})))
-		events, _, err := s.ListEvents(t.Context(), callerOf(in), account.Page{Size: 200})
+		events, _, err := s.ListEvents(t.Context(), callerOf(in), paging.Page{Size: 200})
 		require.NoError(t, err)
 		failed := 0
 		for _, e := range events {

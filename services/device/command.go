@@ -14,6 +14,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -264,22 +265,12 @@ func (s *Service) FindCommand(ctx context.Context, organisationID, deviceID, id 
 }
 
 // ListCommands returns a page of a device's commands, the newest first. Errors:
-// ErrNotFound, ErrPageTokenInvalid.
-func (s *Service) ListCommands(ctx context.Context, organisationID, deviceID string, page Page) ([]Command, string, error) {
+// ErrNotFound, paging.ErrTokenInvalid.
+func (s *Service) ListCommands(ctx context.Context, organisationID, deviceID string, page paging.Page) ([]Command, string, error) {
 	of := "commands of " + deviceID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	found, err := s.store.ListCommands(ctx, organisationID, deviceID, before, size+1, s.moment())
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Command, error) {
+		return s.store.ListCommands(ctx, organisationID, deviceID, before, limit, s.moment())
+	}, func(c Command) string { return c.ID })
 }
 
 // FindGroupCommand returns a command to a group with what became of it. Errors:

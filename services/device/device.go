@@ -95,8 +95,6 @@ var (
 	ErrNotFound        = fault.New(fault.NotFound, "DEVICE_NOT_FOUND", "the organisation has no such device")
 	ErrRequestIDReused = fault.New(fault.Aborted, "REQUEST_ID_REUSED", "this request_id came before with another body: choose a new one").
 				WithField("request_id", "unique", "came before with another body")
-	ErrPageTokenInvalid = fault.New(fault.InvalidArgument, "PAGE_TOKEN_INVALID", "this page_token is none that an answer came with").
-				WithField("page_token", "page_token", "is none that an answer came with")
 	ErrTooManyDevices = fault.New(fault.FailedPrecondition, "TOO_MANY_DEVICES", "the organisation has %d devices: delete one first", MaxDevices)
 	ErrChanged        = fault.New(fault.Aborted, "DEVICE_CHANGED", "the device was changed by somebody else: read it again")
 	ErrNotClaimed     = fault.New(fault.FailedPrecondition, "DEVICE_NOT_CLAIMED", "the device has no credentials: make a claim code for its player")

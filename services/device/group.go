@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -96,22 +97,12 @@ func (s *Service) FindGroup(ctx context.Context, organisationID, id string) (Gro
 }
 
 // ListGroups returns a page of an organisation's groups, the newest first. Errors:
-// ErrPageTokenInvalid.
-func (s *Service) ListGroups(ctx context.Context, organisationID string, page Page) ([]Group, string, error) {
+// paging.ErrTokenInvalid.
+func (s *Service) ListGroups(ctx context.Context, organisationID string, page paging.Page) ([]Group, string, error) {
 	of := "groups of " + organisationID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	found, err := s.store.ListGroups(ctx, organisationID, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Group, error) {
+		return s.store.ListGroups(ctx, organisationID, before, limit)
+	}, func(g Group) string { return g.ID })
 }
 
 // RenameGroup gives a group a name; a repeat changes nothing. Errors: ErrGroup,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -189,10 +190,10 @@ func (s *Service) SumPlays(ctx context.Context, lines []LinePeriod, byDay bool) 
 }
 
 // ListLines returns a page of the lines that devices have, and the token of the next,
-// empty on the last. Errors: ErrPageTokenInvalid.
-func (s *Service) ListLines(ctx context.Context, deviceIDs []string, page Page) ([]BookedLine, string, error) {
+// empty on the last. Errors: paging.ErrTokenInvalid.
+func (s *Service) ListLines(ctx context.Context, deviceIDs []string, page paging.Page) ([]BookedLine, string, error) {
 	const of = "booked lines"
-	position, err := page.open(of)
+	position, err := page.Open(of)
 	if err != nil {
 		return nil, "", err
 	}
@@ -200,11 +201,11 @@ func (s *Service) ListLines(ctx context.Context, deviceIDs []string, page Page) 
 	if position != "" {
 		deviceID, lineID, ok := strings.Cut(position, " ")
 		if !ok {
-			return nil, "", ErrPageTokenInvalid
+			return nil, "", paging.ErrTokenInvalid
 		}
 		after = LinePosition{DeviceID: deviceID, LineID: lineID}
 	}
-	size := page.size()
+	size := page.Limit()
 	found, err := s.store.ListLines(ctx, deviceIDs, after, size+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading a page of %s: %w", of, err)
@@ -213,7 +214,7 @@ func (s *Service) ListLines(ctx context.Context, deviceIDs []string, page Page) 
 		return found, "", nil
 	}
 	last := found[size-1]
-	return found[:size], sealPage(of, last.DeviceID+" "+last.ID), nil
+	return found[:size], paging.Seal(of, last.DeviceID+" "+last.ID), nil
 }
 
 // PutLines makes these the lines of a device, and no others: what events would have

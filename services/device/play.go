@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -98,10 +100,10 @@ type Disagreement struct {
 }
 
 // ListPlays returns a page of a device's hours, the newest first. Errors:
-// ErrNotFound, ErrPageTokenInvalid.
-func (s *Service) ListPlays(ctx context.Context, organisationID, id string, span Span, page Page) ([]Hour, string, error) {
+// ErrNotFound, paging.ErrTokenInvalid.
+func (s *Service) ListPlays(ctx context.Context, organisationID, id string, span Span, page paging.Page) ([]Hour, string, error) {
 	of := "plays of " + id
-	position, err := page.open(of)
+	position, err := page.Open(of)
 	if err != nil {
 		return nil, "", err
 	}
@@ -110,11 +112,11 @@ func (s *Service) ListPlays(ctx context.Context, organisationID, id string, span
 		at, creative, ok := strings.Cut(position, " ")
 		hour, err := time.Parse(time.RFC3339, at)
 		if err != nil || !ok {
-			return nil, "", ErrPageTokenInvalid.Because(err)
+			return nil, "", paging.ErrTokenInvalid.Because(err)
 		}
 		after = &HourPosition{Time: hour, CreativeID: creative}
 	}
-	size := page.size()
+	size := page.Limit()
 	found, err := s.store.ListPlays(ctx, organisationID, id, span, after, size+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
@@ -123,7 +125,7 @@ func (s *Service) ListPlays(ctx context.Context, organisationID, id string, span
 		return found, "", nil
 	}
 	last := found[size-1]
-	return found[:size], sealPage(of, last.Time.Format(time.RFC3339)+" "+last.CreativeID), nil
+	return found[:size], paging.Seal(of, last.Time.Format(time.RFC3339)+" "+last.CreativeID), nil
 }
 
 // Batch is what one message of a player says.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/throttle"
 )
 
@@ -154,46 +155,25 @@ func (s *Service) Find(ctx context.Context, organisationID, id string) (Device, 
 }
 
 // List returns a page of an organisation's devices, the newest first, and the
-// token of the next, empty on the last. Errors: ErrPageTokenInvalid.
-func (s *Service) List(ctx context.Context, organisationID string, f Filter, page Page) ([]Device, string, error) {
+// token of the next, empty on the last. Errors: paging.ErrTokenInvalid.
+func (s *Service) List(ctx context.Context, organisationID string, f Filter, page paging.Page) ([]Device, string, error) {
 	of := "devices of " + organisationID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	// One more than asked for tells whether there is another page.
-	found, err := s.store.ListDevices(ctx, organisationID, f, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Device, error) {
+		return s.store.ListDevices(ctx, organisationID, f, before, limit)
+	}, func(d Device) string { return d.ID })
 }
 
 // Search returns a page of the devices of all organisations, the newest first, and
 // the token of the next, empty on the last: what is sold, for the service that sells
-// it. Errors: ErrArea, ErrPageTokenInvalid.
-func (s *Service) Search(ctx context.Context, search Search, page Page) ([]Device, string, error) {
-	const of = "all devices"
+// it. Errors: ErrArea, paging.ErrTokenInvalid.
+func (s *Service) Search(ctx context.Context, search Search, page paging.Page) ([]Device, string, error) {
+	const of = "devices of all organisations"
 	if search.Area != nil && search.Area.North < search.Area.South {
 		return nil, "", ErrArea
 	}
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	found, err := s.store.SearchDevices(ctx, search, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Device, error) {
+		return s.store.SearchDevices(ctx, search, before, limit)
+	}, func(d Device) string { return d.ID })
 }
 
 // Update replaces a device's settings. revision 0 overwrites whatever is there.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // ApprovalState is what a display owner says to a version.
@@ -73,33 +74,33 @@ func (a Approval) position() string {
 	return fmt.Sprintf("%d,%s,%d", a.CreateTime.UnixMicro(), a.CreativeID, a.Version)
 }
 
-// approvalPosition reads what position wrote. Errors: ErrPageTokenInvalid.
+// approvalPosition reads what position wrote. Errors: paging.ErrTokenInvalid.
 func approvalPosition(text string) (*ApprovalPosition, error) {
 	if text == "" {
 		return nil, nil // the beginning
 	}
 	parts := strings.Split(text, ",")
 	if len(parts) != 3 {
-		return nil, ErrPageTokenInvalid
+		return nil, paging.ErrTokenInvalid
 	}
 	// 54 bits are 285 years either way, which Postgres takes.
 	micros, err := strconv.ParseInt(parts[0], 10, 54)
 	if err != nil {
-		return nil, ErrPageTokenInvalid.Because(err)
+		return nil, paging.ErrTokenInvalid.Because(err)
 	}
 	version, err := strconv.ParseInt(parts[2], 10, 32)
 	if err != nil {
-		return nil, ErrPageTokenInvalid.Because(err)
+		return nil, paging.ErrTokenInvalid.Because(err)
 	}
 	return &ApprovalPosition{CreateTime: time.UnixMicro(micros).UTC(), CreativeID: parts[1], Version: int(version)}, nil
 }
 
 // ListApprovals returns a page of what an organisation was asked to approve, the
 // oldest first, and the token of the next, empty on the last. An empty state is any.
-// Errors: ErrPageTokenInvalid.
-func (s *Service) ListApprovals(ctx context.Context, ownerID string, state ApprovalState, page Page) ([]Approval, string, error) {
+// Errors: paging.ErrTokenInvalid.
+func (s *Service) ListApprovals(ctx context.Context, ownerID string, state ApprovalState, page paging.Page) ([]Approval, string, error) {
 	of := "approvals of " + ownerID
-	text, err := page.open(of)
+	text, err := page.Open(of)
 	if err != nil {
 		return nil, "", err
 	}
@@ -107,7 +108,7 @@ func (s *Service) ListApprovals(ctx context.Context, ownerID string, state Appro
 	if err != nil {
 		return nil, "", err
 	}
-	size := page.size()
+	size := page.Limit()
 	found, err := s.store.ListApprovals(ctx, ownerID, state, after, size+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
@@ -115,7 +116,7 @@ func (s *Service) ListApprovals(ctx context.Context, ownerID string, state Appro
 	if len(found) <= size {
 		return found, "", nil
 	}
-	return found[:size], sealPage(of, found[size-1].position()), nil
+	return found[:size], paging.Seal(of, found[size-1].position()), nil
 }
 
 // DecideApproval approves a version for all displays of an owner, or rejects it for a

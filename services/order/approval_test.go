@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 )
 
@@ -50,14 +51,14 @@ func TestApproval(t *testing.T) {
 	o := g.booked(t, g.held(t, buyer, first, slotOn("dev_two", 10, 10), slotOn("dev_third", 10, 10)))
 	asked := g.now().UTC()
 
-	pending, next, err := g.ListApprovals(t.Context(), owner, order.Pending, order.Page{})
+	pending, next, err := g.ListApprovals(t.Context(), owner, order.Pending, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, next)
 	require.Len(t, pending, 1)
 	require.Equal(t, order.Approval{
 		CreativeID: one.ID, Version: 1, OwnerID: owner, State: order.Pending, CreateTime: asked, Creative: &one,
 	}, pending[0])
-	none, _, err := g.ListApprovals(t.Context(), another, "", order.Page{})
+	none, _, err := g.ListApprovals(t.Context(), another, "", paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, none, "it is not on their display")
 	require.Empty(t, g.shownSum(t, "dev_one"))
@@ -75,7 +76,7 @@ func TestApproval(t *testing.T) {
 	// An edit is asked for, and the old version shown until it is approved.
 	two := g.edited(t, one, says("two"))
 	require.Equal(t, one.Newest().SHA256, g.shownSum(t, "dev_one"))
-	pending, _, err = g.ListApprovals(t.Context(), owner, order.Pending, order.Page{})
+	pending, _, err = g.ListApprovals(t.Context(), owner, order.Pending, paging.Page{})
 	require.NoError(t, err)
 	require.Len(t, pending, 1)
 	require.Equal(t, 2, pending[0].Version)
@@ -161,7 +162,7 @@ func TestOwnDisplays(t *testing.T) {
 	require.Equal(t, c.Newest().SHA256, g.shownSum(t, "dev_own"))
 	c = g.edited(t, c, says("two"))
 	require.Equal(t, c.Newest().SHA256, g.shownSum(t, "dev_own"), "an edit is shown at once")
-	pending, _, err := g.ListApprovals(t.Context(), owner, order.Pending, order.Page{})
+	pending, _, err := g.ListApprovals(t.Context(), owner, order.Pending, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, pending)
 	g.rejects(t, owner, c, 2, "a mistake")
@@ -206,7 +207,7 @@ func TestListApprovals(t *testing.T) {
 		}
 	}
 	list := func(state order.ApprovalState, size int) (got []asked) {
-		page := order.Page{Size: size}
+		page := paging.Page{Size: size}
 		for {
 			found, next, err := g.ListApprovals(t.Context(), owner, state, page)
 			require.NoError(t, err)
@@ -226,17 +227,17 @@ func TestListApprovals(t *testing.T) {
 		require.Empty(t, list(order.Rejected, size))
 	}
 	t.Run("ErrPageTokenInvalid", func(t *testing.T) {
-		_, token, err := g.ListApprovals(t.Context(), owner, "", order.Page{Size: 1})
+		_, token, err := g.ListApprovals(t.Context(), owner, "", paging.Page{Size: 1})
 		require.NoError(t, err)
-		_, _, err = g.ListApprovals(t.Context(), another, "", order.Page{Token: token})
-		refused(t, err, order.ErrPageTokenInvalid, "page_token")
+		_, _, err = g.ListApprovals(t.Context(), another, "", paging.Page{Token: token})
+		refused(t, err, paging.ErrTokenInvalid, "page_token")
 		for _, position := range []string{"x", "1,crv", "1,crv,x", "x,crv,1", "1,crv,1,1", "1,crv,99999999999", "9223372036854775807,crv,1", "-9223372036854775808,crv,1"} {
 			forged := base64.RawURLEncoding.EncodeToString([]byte("approvals of " + owner + ":" + position))
-			_, _, err := g.ListApprovals(t.Context(), owner, "", order.Page{Token: forged})
-			refused(t, err, order.ErrPageTokenInvalid, "page_token")
+			_, _, err := g.ListApprovals(t.Context(), owner, "", paging.Page{Token: forged})
+			refused(t, err, paging.ErrTokenInvalid, "page_token")
 		}
 		early := base64.RawURLEncoding.EncodeToString([]byte("approvals of " + owner + ":-9007199254740991,crv,1"))
-		found, _, err := g.ListApprovals(t.Context(), owner, "", order.Page{Token: early})
+		found, _, err := g.ListApprovals(t.Context(), owner, "", paging.Page{Token: early})
 		require.NoError(t, err)
 		require.Len(t, found, 5)
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 )
 
@@ -69,7 +70,7 @@ func TestEverythingAtOnce(t *testing.T) {
 						})
 						possible("editing", err)
 					default:
-						asked, _, err := m.ListApprovals(t.Context(), who, order.Pending, order.Page{})
+						asked, _, err := m.ListApprovals(t.Context(), who, order.Pending, paging.Page{})
 						possible("reading approvals", err)
 						for _, a := range asked {
 							reason := pick([]string{"", "", "no"})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -73,19 +74,19 @@ type Availability struct {
 
 // SearchAvailability returns a page of displays that can be booked, ordered by their
 // ids, and the token of the next, empty on the last. A page that is not the last may
-// have fewer than asked for, or none. Errors: ErrSearch, ErrPageTokenInvalid.
-func (s *Service) SearchAvailability(ctx context.Context, wanted Search, page Page) ([]Availability, string, error) {
+// have fewer than asked for, or none. Errors: ErrSearch, paging.ErrTokenInvalid.
+func (s *Service) SearchAvailability(ctx context.Context, wanted Search, page paging.Page) ([]Availability, string, error) {
 	const of = "availability"
 	now := s.moment()
 	q, err := wanted.checked(now)
 	if err != nil {
 		return nil, "", err
 	}
-	after, err := page.open(of)
+	after, err := page.Open(of)
 	if err != nil {
 		return nil, "", err
 	}
-	size := page.size()
+	size := page.Limit()
 	var found []Availability
 	// One more than asked for tells whether there is another page.
 	batch := min(size+1, maxBatch)
@@ -102,7 +103,7 @@ func (s *Service) SearchAvailability(ctx context.Context, wanted Search, page Pa
 		for _, o := range offers {
 			if o.possible && (wanted.IncludeFull || o.FreeSlots >= q.slots) {
 				if len(found) == size {
-					return found, sealPage(of, after), nil
+					return found, paging.Seal(of, after), nil
 				}
 				found = append(found, o.Availability)
 			}
@@ -117,7 +118,7 @@ func (s *Service) SearchAvailability(ctx context.Context, wanted Search, page Pa
 		left -= batch
 		batch = min(2*batch, maxBatch)
 	}
-	return found, sealPage(of, after), nil
+	return found, paging.Seal(of, after), nil
 }
 
 // checked makes sure that a search is possible. Errors: ErrSearch.

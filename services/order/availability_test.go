@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/airtime"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 	"github.com/marquee-ads/marquee/services/order/postgres/postgrestest"
 )
@@ -24,7 +25,7 @@ func inMarch(first, last int) order.Search {
 func (m *market) search(t *testing.T, wanted order.Search, size int) (ids []string, found map[string]order.Availability) {
 	t.Helper()
 	found = map[string]order.Availability{}
-	for page := (order.Page{Size: size}); ; {
+	for page := (paging.Page{Size: size}); ; {
 		some, next, err := m.SearchAvailability(t.Context(), wanted, page)
 		require.NoError(t, err)
 		if size > 0 {
@@ -241,7 +242,7 @@ func TestSearchPages(t *testing.T) {
 			FROM displays AS o, generate_series(20000, 24500) AS n WHERE o.device_id = 'dev_00') AS made`)
 		wanted := inMarch(10, 10)
 		wanted.Slots, wanted.Filter.MaxSlotPrice = 2, &order.Money{Minor: 250, Currency: "EUR"}
-		page, pages, found := order.Page{Size: 10, Token: ""}, 0, 0
+		page, pages, found := paging.Page{Size: 10, Token: ""}, 0, 0
 		for {
 			some, next, err := m.SearchAvailability(t.Context(), wanted, page)
 			require.NoError(t, err)
@@ -263,7 +264,7 @@ func TestSearchPages(t *testing.T) {
 		for part := range 42 {
 			wanted.Dayparts = append(wanted.Dayparts, airtime.Opening{Weekday: 1 + part%7, Open: 200 * (part / 7), Close: 200*(part/7) + 100})
 		}
-		some, next, err := m.SearchAvailability(t.Context(), wanted, order.Page{Size: 500})
+		some, next, err := m.SearchAvailability(t.Context(), wanted, paging.Page{Size: 500})
 		require.NoError(t, err)
 		require.NotEmpty(t, next)
 		require.Less(t, len(some), 150)
@@ -293,13 +294,13 @@ func TestSearchRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			wanted := inMarch(10, 10)
 			c.change(&wanted)
-			_, _, err := m.SearchAvailability(t.Context(), wanted, order.Page{})
+			_, _, err := m.SearchAvailability(t.Context(), wanted, paging.Page{})
 			refused(t, err, order.ErrSearch, c.path)
 		})
 	}
 	for _, token := range []string{"?", "YWJj"} {
-		_, _, err := m.SearchAvailability(t.Context(), inMarch(10, 10), order.Page{Token: token})
-		refused(t, err, order.ErrPageTokenInvalid, "page_token")
+		_, _, err := m.SearchAvailability(t.Context(), inMarch(10, 10), paging.Page{Token: token})
+		refused(t, err, paging.ErrTokenInvalid, "page_token")
 	}
 }
 
@@ -355,7 +356,7 @@ func TestSearchMany(t *testing.T) {
 		var took []time.Duration
 		for range 20 {
 			began := time.Now()
-			found, _, err := market.SearchAvailability(ctx, wanted, order.Page{Size: size})
+			found, _, err := market.SearchAvailability(ctx, wanted, paging.Page{Size: size})
 			require.NoError(t, err)
 			took = append(took, time.Since(began))
 			for _, a := range found {
@@ -379,7 +380,7 @@ func TestSearchMany(t *testing.T) {
 	measure("a page of 50, in an area", 2*time.Second, area, 50)
 	measure("a page of 50, a year", 2*time.Second, year, 50)
 	measure("2000 displays of which none has enough", 8*time.Second, full, 50)
-	none, next, err := market.SearchAvailability(ctx, full, order.Page{})
+	none, next, err := market.SearchAvailability(ctx, full, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, none)
 	require.NotEmpty(t, next)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // Book is the order after it is paid for. Errors: ErrHoldExpired, ErrState.
@@ -58,21 +60,10 @@ func (s *Service) FindOrder(ctx context.Context, organisationID, id string) (Ord
 
 // ListOrders returns a page of an organisation's orders in a state ("" is any)
 // without their lines, the newest first, and the token of the next page, empty on
-// the last. Errors: ErrPageTokenInvalid.
-func (s *Service) ListOrders(ctx context.Context, organisationID string, state State, page Page) ([]Order, string, error) {
+// the last. Errors: paging.ErrTokenInvalid.
+func (s *Service) ListOrders(ctx context.Context, organisationID string, state State, page paging.Page) ([]Order, string, error) {
 	of := "orders of " + organisationID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	// One more than asked for tells whether there is another page.
-	found, err := s.store.ListOrders(ctx, organisationID, state, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Order, error) {
+		return s.store.ListOrders(ctx, organisationID, state, before, limit)
+	}, func(o Order) string { return o.ID })
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 )
 
@@ -238,7 +239,7 @@ func TestListOrders(t *testing.T) {
 	}
 	m.held(t, another, slotOn("dev_one", 20, 20))
 	var found []string
-	for page := (order.Page{Size: 2}); ; {
+	for page := (paging.Page{Size: 2}); ; {
 		orders, next, err := m.ListOrders(t.Context(), buyer, "", page)
 		require.NoError(t, err)
 		require.LessOrEqual(t, len(orders), 2)
@@ -252,12 +253,12 @@ func TestListOrders(t *testing.T) {
 		}
 	}
 	require.Equal(t, all, found)
-	_, next, err := m.ListOrders(t.Context(), buyer, "", order.Page{Size: 2})
+	_, next, err := m.ListOrders(t.Context(), buyer, "", paging.Page{Size: 2})
 	require.NoError(t, err)
 	for _, token := range []string{"?", "bm8"} {
-		_, _, err = m.ListOrders(t.Context(), buyer, "", order.Page{Token: token})
-		require.ErrorIs(t, err, order.ErrPageTokenInvalid)
+		_, _, err = m.ListOrders(t.Context(), buyer, "", paging.Page{Token: token})
+		require.ErrorIs(t, err, paging.ErrTokenInvalid)
 	}
-	_, _, err = m.ListOrders(t.Context(), another, "", order.Page{Token: next})
-	require.ErrorIs(t, err, order.ErrPageTokenInvalid, "of another list")
+	_, _, err = m.ListOrders(t.Context(), another, "", paging.Page{Token: next})
+	require.ErrorIs(t, err, paging.ErrTokenInvalid, "of another list")
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -293,23 +294,12 @@ func (s *Service) FindCreative(ctx context.Context, organisationID, id string) (
 
 // ListCreatives returns a page of an organisation's creatives with their newest
 // versions, the newest creative first, and the token of the next, empty on the last.
-// Errors: ErrPageTokenInvalid.
-func (s *Service) ListCreatives(ctx context.Context, organisationID string, page Page) ([]Creative, string, error) {
+// Errors: paging.ErrTokenInvalid.
+func (s *Service) ListCreatives(ctx context.Context, organisationID string, page paging.Page) ([]Creative, string, error) {
 	of := "creatives of " + organisationID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	// One more than asked for tells whether there is another page.
-	found, err := s.store.ListCreatives(ctx, organisationID, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Creative, error) {
+		return s.store.ListCreatives(ctx, organisationID, before, limit)
+	}, func(c Creative) string { return c.ID })
 }
 
 // TakeDownCreative takes a creative off all displays, for good. A repeat changes

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/blobs"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 	"github.com/marquee-ads/marquee/services/order/media"
 )
@@ -345,7 +346,7 @@ func TestListCreatives(t *testing.T) {
 	}
 	g.made(t, another, says("not ours"))
 	var got []string
-	page := order.Page{Size: 2}
+	page := paging.Page{Size: 2}
 	for {
 		found, next, err := g.ListCreatives(t.Context(), buyer, page)
 		require.NoError(t, err)
@@ -358,8 +359,8 @@ func TestListCreatives(t *testing.T) {
 			break
 		}
 		require.Len(t, found, 2)
-		_, _, err = g.ListCreatives(t.Context(), another, order.Page{Token: next})
-		refused(t, err, order.ErrPageTokenInvalid, "page_token")
+		_, _, err = g.ListCreatives(t.Context(), another, paging.Page{Token: next})
+		refused(t, err, paging.ErrTokenInvalid, "page_token")
 	}
 	require.Equal(t, want, got)
 }
@@ -519,7 +520,7 @@ func TestTakeDownCreative(t *testing.T) {
 		require.Equal(t, taken, again)
 	})
 	t.Run("NothingIsPending", func(t *testing.T) {
-		found, _, err := g.ListApprovals(t.Context(), owner, order.Pending, order.Page{})
+		found, _, err := g.ListApprovals(t.Context(), owner, order.Pending, paging.Page{})
 		require.NoError(t, err)
 		require.Empty(t, found)
 	})

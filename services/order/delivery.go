@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 // ErrPlaysUnavailable is what callers are told while plays cannot be read.
@@ -292,22 +293,12 @@ func (o Order) some(ids []string) (lines []Line, err error) {
 }
 
 // ListBookings returns a page of what is booked on an owner's displays, the newest
-// first. Errors: ErrPageTokenInvalid.
-func (s *Service) ListBookings(ctx context.Context, ownerID string, f BookingFilter, page Page) ([]Booking, string, error) {
+// first. Errors: paging.ErrTokenInvalid.
+func (s *Service) ListBookings(ctx context.Context, ownerID string, f BookingFilter, page paging.Page) ([]Booking, string, error) {
 	of := strings.Join([]string{"bookings", f.DeviceID, stamp(f.From), stamp(f.To)}, " ")
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	found, err := s.store.ListBookings(ctx, ownerID, f, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of bookings: %w", err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Booking, error) {
+		return s.store.ListBookings(ctx, ownerID, f, before, limit)
+	}, func(b Booking) string { return b.ID })
 }
 
 // stamp is a time without characters that mean something in a page token.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/order"
 	"github.com/marquee-ads/marquee/services/order/postgres"
@@ -161,7 +162,7 @@ func (m *market) find(t *testing.T, o order.Order) order.Order {
 // states are those of the orders in a list, with a state or of all.
 func (m *market) states(t *testing.T, organisationID string, state order.State) []order.State {
 	t.Helper()
-	found, next, err := m.ListOrders(t.Context(), organisationID, state, order.Page{})
+	found, next, err := m.ListOrders(t.Context(), organisationID, state, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, next)
 	states := []order.State{}

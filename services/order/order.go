@@ -147,6 +147,4 @@ var (
 	ErrNotFound        = fault.New(fault.NotFound, "ORDER_NOT_FOUND", "the organisation has no such order")
 	ErrRequestIDReused = fault.New(fault.Aborted, "REQUEST_ID_REUSED", "this request_id came before with another body: choose a new one").
 				WithField("request_id", "unique", "came before with another body")
-	ErrPageTokenInvalid = fault.New(fault.InvalidArgument, "PAGE_TOKEN_INVALID", "this page_token is none that an answer came with").
-				WithField("page_token", "page_token", "is none that an answer came with")
 )

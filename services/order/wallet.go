@@ -11,6 +11,7 @@ import (
 	"golang.org/x/text/currency"
 
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 )
 
 const (
@@ -117,21 +118,10 @@ func (s *Service) Balances(ctx context.Context, organisationID string) ([]Money,
 
 // ListWalletEntries returns a page of what came into an organisation's wallets and
 // went out of them, the newest first, and the token of the next, empty on the last.
-// Errors: ErrPageTokenInvalid.
-func (s *Service) ListWalletEntries(ctx context.Context, organisationID string, page Page) ([]Entry, string, error) {
+// Errors: paging.ErrTokenInvalid.
+func (s *Service) ListWalletEntries(ctx context.Context, organisationID string, page paging.Page) ([]Entry, string, error) {
 	of := "wallet entries of " + organisationID
-	before, err := page.open(of)
-	if err != nil {
-		return nil, "", err
-	}
-	size := page.size()
-	// One more than asked for tells whether there is another page.
-	found, err := s.store.ListWalletEntries(ctx, organisationID, before, size+1)
-	if err != nil {
-		return nil, "", fmt.Errorf("reading a page of the %s: %w", of, err)
-	}
-	if len(found) <= size {
-		return found, "", nil
-	}
-	return found[:size], sealPage(of, found[size-1].ID), nil
+	return paging.List(ctx, of, page, func(ctx context.Context, before string, limit int) ([]Entry, error) {
+		return s.store.ListWalletEntries(ctx, organisationID, before, limit)
+	}, func(e Entry) string { return e.ID })
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/services/order"
 )
 
@@ -258,7 +259,7 @@ func TestListWalletEntries(t *testing.T) {
 		order string
 	}
 	list := func(organisationID string, size int) (all []seen) {
-		for page := (order.Page{Size: size}); ; {
+		for page := (paging.Page{Size: size}); ; {
 			found, next, err := p.ListWalletEntries(t.Context(), organisationID, page)
 			require.NoError(t, err)
 			for _, e := range found {
@@ -282,8 +283,8 @@ func TestListWalletEntries(t *testing.T) {
 		require.Equal(t, want, list(buyer, size), "pages of %d", size)
 	}
 	require.Empty(t, list(another, 0))
-	_, next, err := p.ListWalletEntries(t.Context(), buyer, order.Page{Size: 1})
+	_, next, err := p.ListWalletEntries(t.Context(), buyer, paging.Page{Size: 1})
 	require.NoError(t, err)
-	_, _, err = p.ListWalletEntries(t.Context(), another, order.Page{Token: next})
-	refused(t, err, order.ErrPageTokenInvalid, "page_token")
+	_, _, err = p.ListWalletEntries(t.Context(), another, paging.Page{Token: next})
+	refused(t, err, paging.ErrTokenInvalid, "page_token")
 }

@@ -27,7 +27,7 @@ func (s *Server) CreateOrganisation(ctx context.Context, req *accountv1.CreateOr
 
 // ListOrganisations returns a page of the caller's organisations.
 func (s *Server) ListOrganisations(ctx context.Context, req *accountv1.ListOrganisationsRequest) (*accountv1.ListOrganisationsResponse, error) {
-	memberships, next, err := s.service.ListMemberships(ctx, caller(ctx), account.Page(service.PageOf(req)))
+	memberships, next, err := s.service.ListMemberships(ctx, caller(ctx), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (s *Server) GetOrganisation(ctx context.Context, req *accountv1.GetOrganisa
 
 // ListMembers returns a page of an organisation's members.
 func (s *Server) ListMembers(ctx context.Context, req *accountv1.ListMembersRequest) (*accountv1.ListMembersResponse, error) {
-	members, next, err := s.service.ListMembers(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
+	members, next, err := s.service.ListMembers(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *Server) CreateInvitation(ctx context.Context, req *accountv1.CreateInvi
 
 // ListInvitations returns a page of an organisation's invitations.
 func (s *Server) ListInvitations(ctx context.Context, req *accountv1.ListInvitationsRequest) (*accountv1.ListInvitationsResponse, error) {
-	invitations, next, err := s.service.ListInvitations(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
+	invitations, next, err := s.service.ListInvitations(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (s *Server) CreateAPIKey(ctx context.Context, req *accountv1.CreateAPIKeyRe
 
 // ListAPIKeys returns a page of an organisation's API keys.
 func (s *Server) ListAPIKeys(ctx context.Context, req *accountv1.ListAPIKeysRequest) (*accountv1.ListAPIKeysResponse, error) {
-	keys, next, err := s.service.ListAPIKeys(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
+	keys, next, err := s.service.ListAPIKeys(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func (s *Server) ExchangeAPIKey(ctx context.Context, req *accountv1.ExchangeAPIK
 
 // ListOrganisationAuditEvents returns a page of what happened in an organisation.
 func (s *Server) ListOrganisationAuditEvents(ctx context.Context, req *accountv1.ListOrganisationAuditEventsRequest) (*accountv1.ListOrganisationAuditEventsResponse, error) {
-	events, next, err := s.service.ListOrganisationEvents(ctx, req.GetOrganisationId(), account.Page(service.PageOf(req)))
+	events, next, err := s.service.ListOrganisationEvents(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

@@ -59,7 +59,7 @@ func (s *Server) GetAccount(ctx context.Context, req *accountv1.GetAccountReques
 
 // GetSigningKeys returns what verifies access tokens.
 func (s *Server) GetSigningKeys(ctx context.Context, req *accountv1.GetSigningKeysRequest) (*accountv1.GetSigningKeysResponse, error) {
-	published, next, err := s.service.Published(ctx, account.Page(service.PageOf(req)))
+	published, next, err := s.service.Published(ctx, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (s *Server) RevokeSession(ctx context.Context, req *accountv1.RevokeSession
 // ListSessions returns a page of the caller's sessions.
 func (s *Server) ListSessions(ctx context.Context, req *accountv1.ListSessionsRequest) (*accountv1.ListSessionsResponse, error) {
 	by := caller(ctx)
-	sessions, next, err := s.service.ListSessions(ctx, by, account.Page(service.PageOf(req)))
+	sessions, next, err := s.service.ListSessions(ctx, by, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (s *Server) ChangePassword(ctx context.Context, req *accountv1.ChangePasswo
 
 // ListAuditEvents returns a page of what happened to the caller's account.
 func (s *Server) ListAuditEvents(ctx context.Context, req *accountv1.ListAuditEventsRequest) (*accountv1.ListAuditEventsResponse, error) {
-	events, next, err := s.service.ListEvents(ctx, caller(ctx), account.Page(service.PageOf(req)))
+	events, next, err := s.service.ListEvents(ctx, caller(ctx), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/events"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/postgres"
@@ -49,7 +50,7 @@ func TestUntold(t *testing.T) {
 
 	_, err = mute.Create(ctx, "acc_1", "request-1", organisation, settings)
 	require.ErrorIs(t, err, untold)
-	list, _, err := telling.List(ctx, organisation, device.Filter{}, device.Page{})
+	list, _, err := telling.List(ctx, organisation, device.Filter{}, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, list)
 

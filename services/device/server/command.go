@@ -37,7 +37,7 @@ func (s *Server) GetCommand(ctx context.Context, req *devicev1.GetCommandRequest
 
 // ListCommands returns a page of a device's commands.
 func (s *Server) ListCommands(ctx context.Context, req *devicev1.ListCommandsRequest) (*devicev1.ListCommandsResponse, error) {
-	found, next, err := s.service.ListCommands(ctx, req.GetOrganisationId(), req.GetDeviceId(), device.Page(service.PageOf(req)))
+	found, next, err := s.service.ListCommands(ctx, req.GetOrganisationId(), req.GetDeviceId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

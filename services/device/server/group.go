@@ -35,7 +35,7 @@ func (s *Server) GetGroup(ctx context.Context, req *devicev1.GetGroupRequest) (*
 
 // ListGroups returns a page of an organisation's groups.
 func (s *Server) ListGroups(ctx context.Context, req *devicev1.ListGroupsRequest) (*devicev1.ListGroupsResponse, error) {
-	found, next, err := s.service.ListGroups(ctx, req.GetOrganisationId(), device.Page(service.PageOf(req)))
+	found, next, err := s.service.ListGroups(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

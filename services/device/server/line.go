@@ -35,7 +35,7 @@ func (s *Server) SumPlays(ctx context.Context, req *devicev1.SumPlaysRequest) (*
 
 // ListBookedLines returns a page of the lines that devices know of.
 func (s *Server) ListBookedLines(ctx context.Context, req *devicev1.ListBookedLinesRequest) (*devicev1.ListBookedLinesResponse, error) {
-	found, next, err := s.service.ListLines(ctx, req.GetDeviceIds(), device.Page(service.PageOf(req)))
+	found, next, err := s.service.ListLines(ctx, req.GetDeviceIds(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

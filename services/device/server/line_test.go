@@ -21,6 +21,7 @@ import (
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/events"
 	"github.com/marquee-ads/marquee/platform/fault"
+	"github.com/marquee-ads/marquee/platform/paging"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 	"github.com/marquee-ads/marquee/services/device"
@@ -194,7 +195,7 @@ func (b *booth) version(t *testing.T, id string) int64 {
 
 func (b *booth) takedowns(t *testing.T, id string) (showings []string) {
 	t.Helper()
-	list, _, err := b.ListCommands(t.Context(), one, id, device.Page{Size: 100})
+	list, _, err := b.ListCommands(t.Context(), one, id, paging.Page{Size: 100})
 	require.NoError(t, err)
 	for _, c := range list {
 		require.Equal(t, device.Takedown, c.Kind)
@@ -288,7 +289,7 @@ func TestTakedownsAreSent(t *testing.T) {
 	down := changed(first, func(l *orderv1.BookedLine) { l.Showing, l.TakenDown = nil, []string{l.GetShowing().GetShowingId()} })
 	b.tell(t, down)
 	require.Equal(t, []string{first.GetShowing().GetShowingId()}, b.takedowns(t, id))
-	list, _, err := b.ListCommands(t.Context(), one, id, device.Page{})
+	list, _, err := b.ListCommands(t.Context(), one, id, paging.Page{})
 	require.NoError(t, err)
 	require.Equal(t, b.version(t, id), list[0].PlaylistVersion, "up to the playlist that has it no more")
 	b.tell(t, down)
@@ -592,7 +593,7 @@ func TestListBookedLines(t *testing.T) {
 	requireLines(t, want[3:6], b.list(t, ids[1]))
 	requireLines(t, append(want[:3:3], want[6:]...), b.list(t, ids[2], ids[0]))
 	_, err := b.server.ListBookedLines(t.Context(), &devicev1.ListBookedLinesRequest{PageToken: "?"})
-	require.ErrorIs(t, err, device.ErrPageTokenInvalid)
+	require.ErrorIs(t, err, paging.ErrTokenInvalid)
 
 	// Some time after their end they are forgotten.
 	end := want[0].GetEndTime().AsTime()

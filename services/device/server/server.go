@@ -53,7 +53,7 @@ func (s *Server) GetDevice(ctx context.Context, req *devicev1.GetDeviceRequest) 
 // ListDevices returns a page of an organisation's devices.
 func (s *Server) ListDevices(ctx context.Context, req *devicev1.ListDevicesRequest) (*devicev1.ListDevicesResponse, error) {
 	filter := device.Filter{State: stateOf(req.GetState()), VenueType: req.GetVenueType(), NameContains: req.GetNameContains(), GroupID: req.GetGroupId()}
-	found, next, err := s.service.List(ctx, req.GetOrganisationId(), filter, device.Page(service.PageOf(req)))
+	found, next, err := s.service.List(ctx, req.GetOrganisationId(), filter, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (s *Server) SearchDevices(ctx context.Context, req *devicev1.SearchDevicesR
 	if a := req.GetArea(); a != nil {
 		search.Area = &device.Area{South: a.GetSouth(), West: a.GetWest(), North: a.GetNorth(), East: a.GetEast()}
 	}
-	found, next, err := s.service.Search(ctx, search, device.Page(service.PageOf(req)))
+	found, next, err := s.service.Search(ctx, search, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (s *Server) GetPlaylist(ctx context.Context, req *devicev1.GetPlaylistReque
 // ListPlays returns a page of what a device played.
 func (s *Server) ListPlays(ctx context.Context, req *devicev1.ListPlaysRequest) (*devicev1.ListPlaysResponse, error) {
 	span := device.Span{From: timeOf(req.GetFromTime()), To: timeOf(req.GetToTime())}
-	found, next, err := s.service.ListPlays(ctx, req.GetOrganisationId(), req.GetDeviceId(), span, device.Page(service.PageOf(req)))
+	found, next, err := s.service.ListPlays(ctx, req.GetOrganisationId(), req.GetDeviceId(), span, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/airtime"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	devicev1 "github.com/marquee-ads/marquee/proto/gen/marquee/device/v1"
 	"github.com/marquee-ads/marquee/services/device"
@@ -114,7 +115,7 @@ func TestSearchDevices(t *testing.T) {
 		for _, token := range []string{"?", elsewhere.GetNextPageToken()} {
 			require.NotEmpty(t, token)
 			_, err = s.SearchDevices(t.Context(), &devicev1.SearchDevicesRequest{PageToken: token})
-			require.ErrorIs(t, err, device.ErrPageTokenInvalid, token)
+			require.ErrorIs(t, err, paging.ErrTokenInvalid, token)
 		}
 	})
 }

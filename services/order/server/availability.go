@@ -25,7 +25,7 @@ func (s *Server) SearchAvailability(ctx context.Context, req *orderv1.SearchAvai
 	if most := req.GetMaxSlotPrice(); most != nil {
 		search.Filter.MaxSlotPrice = &order.Money{Minor: most.GetAmountMinor(), Currency: most.GetCurrency()}
 	}
-	found, next, err := s.service.SearchAvailability(ctx, search, order.Page(service.PageOf(req)))
+	found, next, err := s.service.SearchAvailability(ctx, search, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

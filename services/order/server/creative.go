@@ -55,7 +55,7 @@ func (s *CreativeServer) GetCreative(ctx context.Context, req *orderv1.GetCreati
 
 // ListCreatives returns a page of an organisation's creatives.
 func (s *CreativeServer) ListCreatives(ctx context.Context, req *orderv1.ListCreativesRequest) (*orderv1.ListCreativesResponse, error) {
-	found, next, err := s.service.ListCreatives(ctx, req.GetOrganisationId(), order.Page(service.PageOf(req)))
+	found, next, err := s.service.ListCreatives(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (s *CreativeServer) TakeDownCreative(ctx context.Context, req *orderv1.Take
 
 // ListApprovals returns a page of what an organisation was asked to approve.
 func (s *CreativeServer) ListApprovals(ctx context.Context, req *orderv1.ListApprovalsRequest) (*orderv1.ListApprovalsResponse, error) {
-	found, next, err := s.service.ListApprovals(ctx, req.GetOrganisationId(), approvalStateOf(req.GetState()), order.Page(service.PageOf(req)))
+	found, next, err := s.service.ListApprovals(ctx, req.GetOrganisationId(), approvalStateOf(req.GetState()), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func (s *Server) ExportDelivery(ctx context.Context, req *orderv1.ExportDelivery
 // ListBookings returns a page of what is booked on an organisation's displays.
 func (s *Server) ListBookings(ctx context.Context, req *orderv1.ListBookingsRequest) (*orderv1.ListBookingsResponse, error) {
 	filter := order.BookingFilter{DeviceID: req.GetDeviceId(), From: timeOf(req.GetFromTime()), To: timeOf(req.GetToTime())}
-	found, next, err := s.service.ListBookings(ctx, req.GetOrganisationId(), filter, order.Page(service.PageOf(req)))
+	found, next, err := s.service.ListBookings(ctx, req.GetOrganisationId(), filter, service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

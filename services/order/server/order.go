@@ -66,7 +66,7 @@ func (s *Server) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*o
 
 // ListOrders returns a page of an organisation's orders.
 func (s *Server) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
-	found, next, err := s.service.ListOrders(ctx, req.GetOrganisationId(), stateOf(req.GetState()), order.Page(service.PageOf(req)))
+	found, next, err := s.service.ListOrders(ctx, req.GetOrganisationId(), stateOf(req.GetState()), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

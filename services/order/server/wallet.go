@@ -43,7 +43,7 @@ func (s *WalletServer) GetWallet(ctx context.Context, req *orderv1.GetWalletRequ
 
 // ListWalletEntries returns a page of what came into a wallet and went out of it.
 func (s *WalletServer) ListWalletEntries(ctx context.Context, req *orderv1.ListWalletEntriesRequest) (*orderv1.ListWalletEntriesResponse, error) {
-	found, next, err := s.service.ListWalletEntries(ctx, req.GetOrganisationId(), order.Page(service.PageOf(req)))
+	found, next, err := s.service.ListWalletEntries(ctx, req.GetOrganisationId(), service.PageOf(req))
 	if err != nil {
 		return nil, err
 	}

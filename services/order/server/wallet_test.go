@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/auth"
+	"github.com/marquee-ads/marquee/platform/paging"
 	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 	"github.com/marquee-ads/marquee/services/order"
 	"github.com/marquee-ads/marquee/services/order/postgres/postgrestest"
@@ -80,5 +81,5 @@ func TestWallet(t *testing.T) {
 		{orderv1.EntryKind_ENTRY_KIND_BOOKING, -300, "EUR", "ord_1", ""},
 	}, all[:3])
 	_, err = s.ListWalletEntries(ctx, &orderv1.ListWalletEntriesRequest{OrganisationId: buyer, PageToken: "?"})
-	require.ErrorIs(t, err, order.ErrPageTokenInvalid)
+	require.ErrorIs(t, err, paging.ErrTokenInvalid)
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/marquee-ads/marquee/platform/airtime"
 	"github.com/marquee-ads/marquee/platform/database"
 	"github.com/marquee-ads/marquee/platform/files"
+	"github.com/marquee-ads/marquee/platform/paging"
 	"github.com/marquee-ads/marquee/platform/pgtest"
 	"github.com/marquee-ads/marquee/services/device"
 	"github.com/marquee-ads/marquee/services/device/mqtt"
@@ -214,7 +215,7 @@ func (w *world) stored(t *testing.T, id string) map[string]string {
 // sums are the plays of a device as operators see them, and how many counted.
 func (w *world) sums(t *testing.T, id string) (plays, counted int64) {
 	t.Helper()
-	hours, next, err := w.ListPlays(t.Context(), organisation, id, device.Span{}, device.Page{})
+	hours, next, err := w.ListPlays(t.Context(), organisation, id, device.Span{}, paging.Page{})
 	require.NoError(t, err)
 	require.Empty(t, next)
 	for _, h := range hours {
