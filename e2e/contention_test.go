@@ -33,8 +33,9 @@ const (
 	// organisations are those of the buyers: several people buy for one.
 	organisations = 20
 	// settleWithin is for how long a buyer repeats a request that is neither done nor
-	// refused.
+	// refused, and callTimeout for how long it waits for one answer.
 	settleWithin = 30 * time.Second
+	callTimeout  = 10 * time.Second
 )
 
 // number is that of an environment variable.
@@ -54,9 +55,15 @@ func number(t *testing.T, variable string, otherwise int) int {
 type market struct {
 	seller   *scenario.Owner
 	displays []string
-	buyers   []*scenario.Buyer
+	buyers   []*scenario.Owner
+	toppedUp map[string]int64 // what each organisation paid in
 	flight   *orderv1.Flight
 	left     atomic.Int64 // attempts
+	// creatives are what each organisation has shown on half of what it books; none
+	// when it has nothing.
+	creatives map[string]string
+	// pace is how long a buyer waits between two attempts, on average.
+	pace time.Duration
 
 	mu    sync.Mutex
 	sales []*scenario.Sale
@@ -81,7 +88,7 @@ func halves(n int) []*orderv1.Daypart {
 // buying is one buyer's attempt under way.
 type buying struct {
 	*market
-	who    *scenario.Buyer
+	who    *scenario.Owner
 	random *rand.Rand
 	id     string // that request_ids begin with
 	sale   *scenario.Sale
@@ -95,6 +102,8 @@ func (b *buying) send(ctx context.Context, what string, in proto.Message, order 
 	call := func(door scenario.Door) {
 		out, id := order()
 		answer := scenario.Answer{Sent: time.Now()}
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
 		answer.Err = b.who.Ask(ctx, door, in, out)
 		answer.Got = time.Now()
 		if answer.Err == nil {
@@ -135,9 +144,11 @@ func (b *buying) hold(ctx context.Context) {
 	for _, display := range b.random.Perm(len(b.displays))[:1+b.random.IntN(2)] {
 		slots := 1 + b.random.Int32N(2)
 		b.sale.Slots = append(b.sale.Slots, slots)
-		request.Lines = append(request.Lines, &orderv1.LineRequest{
-			DeviceId: b.displays[display], Flight: b.flight, Slots: slots, Dayparts: halves(b.random.IntN(3)),
-		})
+		line := &orderv1.LineRequest{DeviceId: b.displays[display], Flight: b.flight, Slots: slots, Dayparts: halves(b.random.IntN(3))}
+		if b.random.IntN(2) == 0 {
+			line.CreativeId = b.creatives[b.who.Organisation]
+		}
+		request.Lines = append(request.Lines, line)
 	}
 	var mu sync.Mutex
 	b.sale.Hold = b.send(ctx, "hold", request, func() (proto.Message, func() string) {
@@ -173,6 +184,9 @@ func (m *market) shop(ctx context.Context, n int, seed uint64) {
 	who := m.buyers[n%len(m.buyers)]
 	var have []*buying
 	for i := 0; m.left.Add(-1) >= 0 && ctx.Err() == nil; i++ {
+		if m.pace > 0 {
+			time.Sleep(time.Duration(random.Int64N(int64(2 * m.pace))))
+		}
 		b := &buying{market: m, who: who, random: random, id: fmt.Sprintf("buyer-%d-%d", n, i), sale: &scenario.Sale{Organisation: who.Organisation}}
 		b.hold(ctx)
 		m.mu.Lock()
@@ -204,26 +218,12 @@ func (m *market) shop(ctx context.Context, n int, seed uint64) {
 func TestContention(t *testing.T) {
 	people, attempts := number(t, buyersVariable, buyersDefault), number(t, attemptsVariable, attemptsDefault)
 	ctx := begin(t, 4*time.Minute+time.Duration(attempts)*50*time.Millisecond)
-	m := openMarket(t, ctx)
+	m := openMarket(t, ctx, openDoors(t, ctx))
 	m.left.Store(int64(attempts))
-	toppedUp := map[string]int64{}
-	for i, buyer := range m.buyers {
-		// The last one is soon out of money.
-		toppedUp[buyer.Organisation] = 1_000_000_000
-		if i == len(m.buyers)-1 {
-			toppedUp[buyer.Organisation] = 5_000
-		}
-		require.NoError(t, buyer.TopUp(ctx, "the-top-up", toppedUp[buyer.Organisation], "EUR"))
-	}
 
 	seed := uint64(time.Now().UnixNano()) //nolint:gosec // not negative
 	began := time.Now()
-	var shopping sync.WaitGroup
-	for n := range people {
-		shopping.Go(func() { m.shop(ctx, n, seed) })
-	}
-	done := make(chan struct{})
-	go func() { shopping.Wait(); close(done) }()
+	done := m.open(ctx, people, seed)
 	scenario.Eventually(ctx, t, 10*time.Minute, "half of the attempts are made", func() error {
 		if left := m.left.Load(); left > int64(attempts/2) {
 			return fmt.Errorf("%d are left", left)
@@ -240,6 +240,23 @@ func TestContention(t *testing.T) {
 	t.Logf("killed 1 of 2 of order; excluded by Consul %s; both healthy again after %.1f s", excluded, restored.Seconds())
 	m.report(t, time.Since(began))
 
+	m.check(t, ctx, seed)
+}
+
+// open has people buy, until no attempt is left and the channel is closed.
+func (m *market) open(ctx context.Context, people int, seed uint64) <-chan struct{} {
+	var shopping sync.WaitGroup
+	for n := range people {
+		shopping.Go(func() { m.shop(ctx, n, seed) })
+	}
+	done := make(chan struct{})
+	go func() { shopping.Wait(); close(done) }()
+	return done
+}
+
+// check buys what is left, and requires that what all were told is what is.
+func (m *market) check(t *testing.T, ctx context.Context, seed uint64) {
+	t.Helper()
 	m.sellOut(t, ctx)
 	books, err := scenario.ReadBooks(ctx, m.seller, m.buyers)
 	require.NoError(t, err)
@@ -247,19 +264,18 @@ func TestContention(t *testing.T) {
 	for i, sale := range m.sales {
 		history[i] = *sale
 	}
-	require.Empty(t, scenario.CheckSales(history, books, toppedUp), "what is wrong with the sales, of seed %d", seed)
+	require.Empty(t, scenario.CheckSales(history, books, m.toppedUp), "what is wrong with the sales, of seed %d", seed)
 	checkSales(t, ctx)
 }
 
-// openMarket enrols the displays and signs the buyers up.
-func openMarket(t *testing.T, ctx context.Context) *market {
+// openMarket enrols the displays and signs the buyers up, through these doors.
+func openMarket(t *testing.T, ctx context.Context, doors scenario.Doors) *market {
 	t.Helper()
-	doors := openDoors(t, ctx)
 	// It begins in more than 72 hours, so that a cancellation refunds all.
 	day := time.Now().AddDate(0, 0, 10).Format(time.DateOnly)
 	m := &market{
-		seller: scenario.NewOwner(ctx, t, doors), displays: make([]string, contendedDisplays), buyers: make([]*scenario.Buyer, organisations),
-		flight: &orderv1.Flight{StartDate: day, EndDate: day}, took: map[string][]time.Duration{},
+		seller: scenario.NewOwner(ctx, t, doors), displays: make([]string, contendedDisplays), buyers: make([]*scenario.Owner, organisations),
+		flight: &orderv1.Flight{StartDate: day, EndDate: day}, took: map[string][]time.Duration{}, toppedUp: map[string]int64{},
 	}
 	for i := range m.displays {
 		settings := priced(1)
@@ -269,7 +285,13 @@ func openMarket(t *testing.T, ctx context.Context) *market {
 		m.displays[i] = id
 	}
 	for i := range m.buyers {
-		m.buyers[i] = scenario.NewBuyer(ctx, t, doors)
+		m.buyers[i] = scenario.NewAdvertiser(ctx, t, doors)
+		money := int64(1_000_000_000)
+		if i == len(m.buyers)-1 {
+			money = 5_000 // it is soon spent
+		}
+		require.NoError(t, m.buyers[i].TopUp(ctx, "the-top-up", money, "EUR"))
+		m.toppedUp[m.buyers[i].Organisation] = money
 	}
 	scenario.Eventually(ctx, t, 15*time.Second, "the displays are for sale", func() error {
 		free, err := m.free(ctx)

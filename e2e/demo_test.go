@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -40,12 +39,9 @@ func TestDemo(t *testing.T) {
 	doors := openDoors(t, ctx)
 	owners := make([]*owner, len(made.Owners))
 	for i, o := range made.Owners {
-		var session struct {
-			AccessToken string `json:"accessToken"`
-		}
-		owners[i] = &owner{doors: doors, organisation: o.OrganisationID}
-		owners[i].do(t, ctx, http.MethodPost, "/v1/sessions", map[string]string{"name": o.Name, "password": o.Password}, &session)
-		owners[i].token = session.AccessToken
+		token, err := scenario.Returning(doors, o.Name, o.Password, o.OrganisationID).Token(ctx)
+		require.NoError(t, err)
+		owners[i] = &owner{doors: doors, token: token, organisation: o.OrganisationID}
 	}
 	// each calls what is asked of all displays until it finds nothing wrong.
 	each := func(what string, limit time.Duration, wrong func(o *owner, device string) error) {
@@ -170,10 +166,7 @@ func deliveries(t *testing.T, ctx context.Context, doors scenario.Doors, adverti
 	t.Helper()
 	buyers, orders := map[string]*scenario.Owner{}, map[string]string{} // by order
 	for _, a := range advertisers {
-		var session struct{ AccessToken string }
-		buyer := &scenario.Owner{Doors: doors, Organisation: a.OrganisationID}
-		require.NoError(t, buyer.Call(ctx, http.MethodPost, "/v1/sessions", map[string]string{"name": a.Name, "password": a.Password}, &session))
-		buyer.Token = session.AccessToken
+		buyer := scenario.Returning(doors, a.Name, a.Password, a.OrganisationID)
 		for _, o := range a.Orders {
 			if o.Title != "Coffee before work" {
 				buyers[o.OrderID], orders[o.OrderID] = buyer, o.Title

@@ -27,18 +27,23 @@ type owner struct {
 	doors        scenario.Doors
 	token        string
 	organisation string
+	// shared is the owner for what other packages' scenarios do, too.
+	shared *scenario.Owner
 }
 
 // newOwner signs up and makes the organisation.
 func newOwner(t *testing.T, ctx context.Context) *owner {
 	t.Helper()
-	made := scenario.NewOwner(ctx, t, openDoors(t, ctx))
-	return &owner{doors: made.Doors, token: made.Token, organisation: made.Organisation}
+	return ownerThrough(t, ctx, openDoors(t, ctx))
 }
 
-// shared is the owner for what other packages' scenarios do, too.
-func (o *owner) shared() *scenario.Owner {
-	return &scenario.Owner{Doors: o.doors, Token: o.token, Organisation: o.organisation}
+// ownerThrough is newOwner through these doors.
+func ownerThrough(t *testing.T, ctx context.Context, doors scenario.Doors) *owner {
+	t.Helper()
+	made := scenario.NewOwner(ctx, t, doors)
+	token, err := made.Token(ctx)
+	require.NoError(t, err)
+	return &owner{doors: doors, token: token, organisation: made.Organisation, shared: made}
 }
 
 func (o *owner) do(t *testing.T, ctx context.Context, method, path string, body, out any) {

@@ -62,7 +62,7 @@ func (o *owner) taken(t *testing.T, ctx context.Context, id, command string) tim
 	t.Helper()
 	return scenario.Eventually(ctx, t, 10*time.Second, "the takedown is done", func() error {
 		var now struct{ Command struct{ State string } }
-		if err := o.shared().Call(ctx, http.MethodGet, o.on("/"+id+"/commands/"+command), nil, &now); err != nil {
+		if err := o.shared.Call(ctx, http.MethodGet, o.on("/"+id+"/commands/"+command), nil, &now); err != nil {
 			return err
 		}
 		if now.Command.State != "COMMAND_STATE_DONE" {

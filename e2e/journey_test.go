@@ -36,7 +36,7 @@ const (
 // do with a booking.
 type journey struct {
 	seller *scenario.Owner
-	buyer  *scenario.Buyer
+	buyer  *scenario.Owner
 	zone   *time.Location // of all displays
 
 	calls int
@@ -197,7 +197,7 @@ func TestJourney(t *testing.T) {
 	zone, err := time.LoadLocation("Europe/Berlin")
 	require.NoError(t, err)
 	const money = 100_000_000
-	j := &journey{seller: scenario.NewOwner(ctx, t, doors), buyer: scenario.NewBuyer(ctx, t, doors), zone: zone}
+	j := &journey{seller: scenario.NewOwner(ctx, t, doors), buyer: scenario.NewAdvertiser(ctx, t, doors), zone: zone}
 	require.NoError(t, j.buyer.TopUp(ctx, "the-top-up", money, "EUR"))
 	require.EqualValues(t, money, j.wallet(t, ctx, j.buyer))
 
@@ -437,7 +437,7 @@ func (j *journey) addUp(t *testing.T, ctx context.Context, money, price int64, c
 // order.
 func (j *journey) refused(t *testing.T, ctx context.Context, order, device, creative string) {
 	const rivalHas = 1000
-	rival := scenario.NewBuyer(ctx, t, j.seller.Doors)
+	rival := scenario.NewAdvertiser(ctx, t, j.seller.Doors)
 	require.NoError(t, rival.TopUp(ctx, "the-top-up", rivalHas, "EUR"))
 	dear := j.display(t, ctx, "dear", 1_000_000, "EUR")
 	dollars := j.display(t, ctx, "dollars", slotPrice, "USD")

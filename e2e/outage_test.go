@@ -60,10 +60,9 @@ func runFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
 		count, err = strconv.Atoi(text)
 		require.NoError(t, err, devicesVariable)
 	}
-	o := newOwner(t, ctx)
-	o.doors = followDoors(t, ctx) // gateways are rolled, to other ports
+	o := ownerThrough(t, ctx, followDoors(t, ctx)) // gateways are rolled, to other ports
 	f := scenario.NewFleet(ctx, t, scenario.FleetConfig{
-		Owner: o.shared(), Count: count, Slot: time.Duration(max(1, count/playsASecond)) * time.Second,
+		Owner: o.shared, Count: count, Slot: time.Duration(max(1, count/playsASecond)) * time.Second,
 		Doors: func(ctx context.Context) ([]string, error) {
 			gateways, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
 			var list []string
@@ -77,7 +76,7 @@ func runFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
 			if err != nil {
 				return 0, err
 			}
-			shown, err := o.shared().Online(ctx)
+			shown, err := o.shared.Online(ctx)
 			return min(now, shown), err // others may be connected, too
 		},
 	})
@@ -115,7 +114,7 @@ func TestFanOut(t *testing.T) {
 	asked := time.Since(began)
 	scenario.Eventually(ctx, t, time.Minute, "every display has taken it down", func() error {
 		var now command
-		if err := o.shared().Call(ctx, http.MethodGet, path+"/commands/"+sent.Command.GroupCommandID, nil, &now); err != nil {
+		if err := o.shared.Call(ctx, http.MethodGet, path+"/commands/"+sent.Command.GroupCommandID, nil, &now); err != nil {
 			return err
 		}
 		if counts := now.Command.Counts; len(counts) != 1 || counts[0].State != "COMMAND_STATE_DONE" || counts[0].Count != len(f.IDs) {

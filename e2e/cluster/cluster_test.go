@@ -124,11 +124,11 @@ func scenarios(t *testing.T) {
 			ran = true
 			c.settle(t, ctx)
 			s.run(t, ctx, c)
-			c.displays.settled(t, ctx)
+			c.displays.Settled(ctx, t)
 		}) {
 			return
 		}
 	}
 	require.True(t, ran, "no scenario is called so; there are %s", strings.Join(names, ", "))
-	c.displays.finish(t, ctx)
+	c.displays.Finish(ctx, t)
 }

@@ -24,15 +24,9 @@ const (
 	slot         = 3 * time.Second
 )
 
-// displays are connected through the gateways' doors from the first scenario to
-// the last, in every one of them, and play on whatever happens.
-type displays struct {
-	*scenario.Fleet
-	owner *scenario.Owner
-}
-
-// connectDisplays enrols the displays and has them play. Their doors are those of
-// all clients, of which they are told nothing afterwards. The media come from this
+// connectDisplays enrols the displays and has them play: from the first scenario to
+// the last, in every one of them, whatever happens. Their doors are those of all
+// clients, of which they are told nothing afterwards. The media come from this
 // process: the service on these machines has none.
 func (c *cluster) connectDisplays(t *testing.T, ctx context.Context) {
 	t.Helper()
@@ -40,30 +34,16 @@ func (c *cluster) connectDisplays(t *testing.T, ctx context.Context) {
 	media := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, content) }))
 	t.Cleanup(media.Close)
 	sum := sha256.Sum256([]byte(content))
-	owner := scenario.NewOwner(ctx, t, c.doors(t, c.clients()...))
+	c.seller = scenario.NewOwner(ctx, t, c.doors(t, c.clients()...))
 	var doors []string
 	for _, n := range c.clients() {
 		doors = append(doors, net.JoinHostPort(n.Address().String(), fmt.Sprint(devicePort)))
 	}
-	c.displays = &displays{owner: owner, Fleet: scenario.NewFleet(ctx, t, scenario.FleetConfig{
-		Owner: owner, Count: displayCount, Slot: slot,
+	c.displays = scenario.NewFleet(ctx, t, scenario.FleetConfig{
+		Owner: c.seller, Count: displayCount, Slot: slot,
 		Doors:     func(context.Context) ([]string, error) { return doors, nil },
-		Connected: owner.Online,
-	})}
+		Connected: c.seller.Online,
+	})
 	require.NoError(t, c.displays.Show(ctx, "spring-sale", media.URL+"/"+hex.EncodeToString(sum[:])))
 	c.displays.Run(ctx, t)
-}
-
-// settled waits until all displays are connected after a scenario.
-func (d *displays) settled(t *testing.T, ctx context.Context) {
-	t.Helper()
-	require.NoError(t, d.owner.LogIn(ctx), "the last token may be too old")
-	d.Settled(ctx, t)
-}
-
-// finish compares what all displays played with what was counted.
-func (d *displays) finish(t *testing.T, ctx context.Context) {
-	t.Helper()
-	require.NoError(t, d.owner.LogIn(ctx), "the last token may be too old")
-	d.Finish(ctx, t)
 }

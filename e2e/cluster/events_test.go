@@ -175,7 +175,7 @@ func (c *cluster) publish(t *testing.T, ctx context.Context, while string, befor
 	t.Helper()
 	const more = 20
 	for i := range more {
-		require.NoError(t, c.displays.owner.Call(ctx, http.MethodPost, c.displays.owner.On(""), map[string]any{
+		require.NoError(t, c.seller.Call(ctx, http.MethodPost, c.seller.On(""), map[string]any{
 			"requestId": fmt.Sprintf("%s-%06d", while, i), "settings": scenario.DisplaySettings(fmt.Sprintf("%s %d", while, i), slot),
 		}, nil))
 	}

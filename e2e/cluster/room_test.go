@@ -77,7 +77,8 @@ type cluster struct {
 	environ  environment.Environment
 	consul   *consulapi.Client // of the first server, with the operator's rights
 	nomad    *nomadapi.Client
-	displays *displays
+	displays *scenario.Fleet
+	seller   *scenario.Owner // owns them
 	figures  scenario.Table
 }
 

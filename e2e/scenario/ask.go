@@ -35,16 +35,16 @@ const (
 // String is what the door is called in logs.
 func (d Door) String() string { return [...]string{"gRPC", "REST"}[d] }
 
-// Ask calls the method that has this request, through one door, with Token. An
+// Ask calls the method that has this request, through one door. An
 // organisation_id that is empty is the organisation's own; out is nil for who does not
 // want the answer. What makes something has to carry a request_id: the call may be
 // repeated at another gateway.
 func (o *Owner) Ask(ctx context.Context, door Door, in, out proto.Message) error {
-	return o.askAs(ctx, o.Token, door, in, out)
-}
-
-func (o *Owner) askAs(ctx context.Context, token string, door Door, in, out proto.Message) error {
 	method, err := methodOf(in)
+	if err != nil {
+		return err
+	}
+	token, err := o.Token(ctx)
 	if err != nil {
 		return err
 	}

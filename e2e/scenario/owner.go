@@ -6,23 +6,31 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/e2e/load"
+	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 )
 
+// tokenFor is for how long an owner calls with one access token, which is good for
+// five minutes.
+const tokenFor = 4 * time.Minute
+
 // Owner is somebody who owns an organisation, of displays or one that advertises on
-// them.
+// them, for many callers at once and as long as it takes.
 type Owner struct {
 	Doors        Doors
 	Organisation string
-	// Token is good for five minutes; see LogIn.
-	Token string
 
-	name string
+	name, password string
+
+	mu    sync.Mutex // guards the rest
+	token string
+	since time.Time // when it was made
 }
 
 // NewOwner signs up through these doors and makes an organisation that owns displays.
@@ -32,7 +40,7 @@ func NewOwner(ctx context.Context, t testing.TB, doors Doors) *Owner {
 }
 
 // NewAdvertiser signs up through these doors and makes an organisation that
-// advertises.
+// advertises, which has no money.
 func NewAdvertiser(ctx context.Context, t testing.TB, doors Doors) *Owner {
 	t.Helper()
 	return newOwner(ctx, t, doors, "Advertiser", "ORGANISATION_KIND_ADVERTISER")
@@ -40,36 +48,59 @@ func NewAdvertiser(ctx context.Context, t testing.TB, doors Doors) *Owner {
 
 func newOwner(ctx context.Context, t testing.TB, doors Doors, organisation, kind string) *Owner {
 	t.Helper()
-	o := &Owner{Doors: doors, name: fmt.Sprintf("e2e-%s-%d", strings.ToLower(organisation), time.Now().UnixNano())}
-	require.NoError(t, o.Call(ctx, http.MethodPost, "/v1/accounts", map[string]string{"requestId": "sign-up-" + o.name, "name": o.name, "password": Password}, nil))
-	require.NoError(t, o.LogIn(ctx))
+	name := fmt.Sprintf("e2e-%s-%d", strings.ToLower(organisation), time.Now().UnixNano())
+	signUp := load.Request{Method: http.MethodPost, Path: "/v1/accounts", Idempotent: true, Body: map[string]string{
+		"requestId": "sign-up-" + name, "name": name, "password": Password,
+	}}
+	_, err := doors.REST.Do(ctx, signUp, nil)
+	require.NoError(t, err)
+	o := Returning(doors, name, Password, "")
 	var made struct {
 		Organisation struct{ OrganisationID string }
 	}
 	require.NoError(t, o.Call(ctx, http.MethodPost, "/v1/organisations", map[string]string{
 		"requestId": "organisation", "name": organisation, "kind": kind,
 	}, &made))
-	o.Organisation = made.Organisation.OrganisationID
-	require.NoError(t, o.LogIn(ctx), "for a token that has the role")
-	return o
+	return Returning(doors, name, Password, made.Organisation.OrganisationID) // for a token that has the role
 }
 
-// LogIn gets another token, with the roles of now.
-func (o *Owner) LogIn(ctx context.Context) error {
-	var session struct{ AccessToken string }
-	o.Token = ""
-	if err := o.Call(ctx, http.MethodPost, "/v1/sessions", map[string]string{"name": o.name, "password": Password}, &session); err != nil {
-		return err
+// Returning is somebody who has signed up before, and owns the organisation.
+func Returning(doors Doors, name, password, organisation string) *Owner {
+	return &Owner{Doors: doors, Organisation: organisation, name: name, password: password}
+}
+
+// Token is an access token that is good for a minute at least.
+func (o *Owner) Token(ctx context.Context) (string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if time.Since(o.since) > tokenFor {
+		now := time.Now()
+		logIn := load.Request{Method: http.MethodPost, Path: "/v1/sessions", Body: map[string]string{"name": o.name, "password": o.password}, Idempotent: true}
+		var session struct{ AccessToken string }
+		if _, err := o.Doors.REST.Do(ctx, logIn, &session); err != nil {
+			return "", fmt.Errorf("log in: %w", err)
+		}
+		o.token, o.since = session.AccessToken, now
 	}
-	o.Token = session.AccessToken
-	return nil
+	return o.token, nil
+}
+
+// TopUp brings money into the wallet, in minor units.
+func (o *Owner) TopUp(ctx context.Context, requestID string, money int64, currency string) error {
+	return o.Ask(ctx, GRPC, &orderv1.TopUpWalletRequest{
+		RequestId: requestID, Amount: &orderv1.Money{AmountMinor: money, Currency: currency}, PaymentMethod: "test",
+	}, nil)
 }
 
 // Call calls a method of the REST API, at another gateway when one is not there:
 // what makes something has to carry a request_id. body and out are as in JSON, nil
 // for none.
 func (o *Owner) Call(ctx context.Context, method, path string, body, out any) error {
-	if _, err := o.Doors.REST.Do(ctx, load.Request{Method: method, Path: path, Token: o.Token, Body: body, Idempotent: true}, out); err != nil {
+	token, err := o.Token(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := o.Doors.REST.Do(ctx, load.Request{Method: method, Path: path, Token: token, Body: body, Idempotent: true}, out); err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	return nil

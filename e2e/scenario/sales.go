@@ -99,7 +99,7 @@ type Books struct {
 }
 
 // ReadBooks reads what a seller of displays and all buyers are told.
-func ReadBooks(ctx context.Context, seller *Owner, buyers []*Buyer) (Books, error) {
+func ReadBooks(ctx context.Context, seller *Owner, buyers []*Owner) (Books, error) {
 	b := Books{Orders: map[string]*orderv1.Order{}, Balances: map[string]int64{}}
 	const pageSize = 200
 	bookings := &orderv1.ListBookingsRequest{PageSize: pageSize}
