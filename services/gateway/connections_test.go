@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -119,6 +120,44 @@ func TestBehindALoadBalancerOneAddressMayHaveAll(t *testing.T) {
 	response, body, err := call(t, gw, "127.2.0.1")
 	require.Equal(t, http.StatusOK, response.StatusCode, body)
 	require.NoError(t, err)
+}
+
+// Displays have a bound of their own: many are behind one address, and what is open at
+// the other doors does not count.
+func TestDisplaysOfOneAddress(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	cfg, r := defaults(), newRegistry()
+	cfg.MaxConnectionsPerAddress, cfg.DeviceListen, cfg.MaxDevices, cfg.MaxDevicesPerAddress = 1, "127.0.0.1:0", 10, 3
+	around := surroundings(t, r)
+	around.DialPort = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", listener.Addr().String())
+	}
+	gw := startIn(t, r, cfg, around)
+	hold(t, "127.2.0.1", gw.HTTPAddr().String(), 1)
+	arrived := make(chan net.Conn, 10)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			arrived <- conn
+		}
+	}()
+	hold(t, "127.2.0.1", gw.DeviceAddr().String(), 3)
+	for range 3 {
+		conn := receive(t, arrived)
+		defer conn.Close()
+	}
+	tooMany := hold(t, "127.2.0.1", gw.DeviceAddr().String(), 1)[0]
+	require.NoError(t, tooMany.SetReadDeadline(time.Now().Add(patience)))
+	_, err = tooMany.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "it is let in")
+	hold(t, "127.2.0.2", gw.DeviceAddr().String(), 1)
+	receive(t, arrived).Close()
 }
 
 // A call whose message does not come ends with its deadline, which it has though

@@ -47,7 +47,9 @@ type Config struct {
 
 	MediaService string `default:"" help:"Consul service that has what is below /v1/media/, at the port that its instances register as media. Empty: there is nothing."`
 
-	MaxDevices int `default:"10000" help:"Displays that may be connected at the door for them; more are refused. Each takes two file descriptors and about 40 KiB. --max-connections-per-address holds for them, too."`
+	MaxDevices int `default:"10000" help:"Displays that may be connected at the door for them; more are refused. Each takes two file descriptors and about 40 KiB."`
+
+	MaxDevicesPerAddress int `default:"5000" help:"Of these, displays from one address (for IPv6, one /64): many may be behind one, a venue's or a mobile operator's. 0: no limit."`
 
 	MaxBodyBytes    int64 `default:"1048576" help:"Largest body of a REST request, in bytes."`
 	MaxMessageBytes int   `default:"4194304" help:"Largest gRPC message in either direction, in bytes."`
@@ -78,7 +80,7 @@ func (c Config) Validate() error {
 	for _, n := range []struct {
 		flag  string
 		value int
-	}{{"max-connections", c.MaxConnections}, {"max-connections-per-address", c.MaxConnectionsPerAddress}, {"max-devices", c.MaxDevices}} {
+	}{{"max-connections", c.MaxConnections}, {"max-connections-per-address", c.MaxConnectionsPerAddress}, {"max-devices", c.MaxDevices}, {"max-devices-per-address", c.MaxDevicesPerAddress}} {
 		if n.value < 0 {
 			wrong(n.flag, "%d is not a number of connections; use 0 for no limit", n.value)
 		}
@@ -243,7 +245,7 @@ func deviceDoor(cfg Config, around Surroundings) (*devices.Door, error) {
 		}
 		total = files / 4
 	}
-	limit, err := connections.New("marquee_gateway_devices", "max-devices", total, cfg.MaxConnectionsPerAddress, around.Metrics)
+	limit, err := connections.New("marquee_gateway_devices", "max-devices", total, cfg.MaxDevicesPerAddress, around.Metrics)
 	if err != nil {
 		return nil, err
 	}
