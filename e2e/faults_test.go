@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -35,7 +36,8 @@ const (
 	faultBuyers = 12
 	faultPace   = 200 * time.Millisecond
 	// editEvery is how often a creative is edited, and approved.
-	editEvery = 300 * time.Millisecond
+	editEvery   = 300 * time.Millisecond
+	editTimeout = 10 * time.Second
 	// showEvery is how often the displays get another playlist.
 	showEvery = 15 * time.Second
 )
@@ -144,17 +146,17 @@ func breakThings(t *testing.T, ctx context.Context, plan []fault, fleet *scenari
 
 // writer edits what buyers show, and has the owner of the displays approve it.
 type writer struct {
-	market                  *market
-	edits, approved, failed int
+	market                           *scenario.Market
+	edits, approved, unasked, failed int
 }
 
 // begin makes a creative for each buyer, which is approved once a display shows it.
 func (w *writer) begin(t *testing.T, ctx context.Context) {
 	t.Helper()
-	for _, buyer := range w.market.buyers {
+	for _, buyer := range w.market.Buyers {
 		var made orderv1.CreateCreativeResponse
 		require.NoError(t, buyer.Ask(ctx, scenario.GRPC, &orderv1.CreateCreativeRequest{RequestId: "the-creative", Title: "Sale", Content: text("Sale")}, &made))
-		w.market.creatives[buyer.Organisation] = made.GetCreative().GetCreativeId()
+		w.market.Creatives[buyer.Organisation] = made.GetCreative().GetCreativeId()
 	}
 }
 
@@ -171,27 +173,31 @@ func (w *writer) write(ctx context.Context, stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		if err := w.edit(ctx, w.market.buyers[n%len(w.market.buyers)], n); err != nil {
+		if err := w.edit(ctx, w.market.Buyers[n%len(w.market.Buyers)], n); err != nil {
 			w.failed++
 		}
 	}
 }
 
 func (w *writer) edit(ctx context.Context, buyer *scenario.Owner, n int) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, editTimeout)
 	defer cancel()
-	creative, door := w.market.creatives[buyer.Organisation], scenario.Door(n%2)
+	creative, door := w.market.Creatives[buyer.Organisation], scenario.Door(n%2)
 	var edited orderv1.UpdateCreativeResponse
 	err := buyer.Ask(ctx, door, &orderv1.UpdateCreativeRequest{CreativeId: creative, Title: "Sale", Content: text(fmt.Sprintf("Sale %d", n))}, &edited)
 	if err != nil {
 		return err
 	}
 	w.edits++
-	err = w.market.seller.Ask(ctx, door, &orderv1.DecideApprovalRequest{
+	err = w.market.Seller.Ask(ctx, door, &orderv1.DecideApprovalRequest{
 		CreativeId: creative, Version: edited.GetCreative().GetVersions()[0].GetVersion(), Approve: true,
 	}, nil)
-	if err == nil {
+	switch {
+	case err == nil:
 		w.approved++
+	case scenario.Reason(err) == "APPROVAL_NOT_FOUND": // it is not booked anywhere
+		w.unasked++
+		return nil
 	}
 	return err
 }
@@ -218,15 +224,15 @@ func TestFaults(t *testing.T) {
 
 	ctx := begin(t, lasting+6*time.Minute)
 	fleet, o := runFleet(t, ctx)
-	m := openMarket(t, ctx, o.doors)
-	m.creatives, m.pace = map[string]string{}, faultPace
+	contested := contended
+	contested.Pace = faultPace
+	m := scenario.NewMarket(ctx, t, o.doors, contested)
 	w := &writer{market: m}
 	w.begin(t, ctx)
 	playlists := map[string]string{"first": uploadText(t, ctx, o, "the first"), "second": uploadText(t, ctx, o, "the second")}
 
-	m.left.Store(1 << 40)
-	began, stop := time.Now(), make(chan struct{})
-	bought := m.open(ctx, faultBuyers, seed)
+	stop := make(chan struct{})
+	m.Open(ctx, faultBuyers, math.MaxInt64, seed)
 	var working sync.WaitGroup
 	working.Go(func() { w.write(ctx, stop) })
 	shown, unshown := 0, 0
@@ -250,10 +256,9 @@ func TestFaults(t *testing.T) {
 		}
 	})
 	finish := sync.OnceFunc(func() {
-		m.left.Store(0)
 		close(stop)
 		working.Wait()
-		<-bought
+		m.Close()
 	})
 	defer finish()
 
@@ -267,15 +272,15 @@ func TestFaults(t *testing.T) {
 	}
 	t.Logf("all services are healthy %.1f s after the last fault", time.Since(over).Seconds())
 	fleet.Online(ctx, t, "after the last fault")
-	t.Logf("%d edits, %d approved, %d failed; %d changes of all playlists, %d not of all", w.edits, w.approved, w.failed, shown, unshown)
+	t.Logf("%d edits, %d approved, %d not booked anywhere, %d calls failed; %d changes of all playlists, %d not of all", w.edits, w.approved, w.unasked, w.failed, shown, unshown)
 	require.NotZero(t, w.approved)
-	m.report(t, time.Since(began))
+	m.Check(ctx, t)
+	checkSales(t, ctx)
 
 	scenario.Eventually(ctx, t, time.Minute, "all displays have another playlist", func() error {
 		return fleet.Show(ctx, "second", playlists["second"])
 	})
 	fleet.Showing(ctx, t, "second")
-	m.check(t, ctx, seed)
 	fleet.Finish(ctx, t)
 	checkPlays(t, ctx)
 }

@@ -160,6 +160,17 @@ variable "order_min" {
   }
 }
 
+variable "order_payments" {
+  description = "Who takes the money of top-ups: test says that it did, and takes none; with none nobody tops up; auto is test, and in the mode production none."
+  type        = string
+  default     = "auto"
+
+  validation {
+    condition     = contains(["auto", "test", "none"], var.order_payments)
+    error_message = "The variable order_payments must be auto, test or none."
+  }
+}
+
 variable "order_cpu" {
   description = "CPU share of an instance, in MHz."
   type        = number
@@ -477,6 +488,7 @@ job "order" {
           "drain_delay": "0s",
           "drain_timeout": "10s",
           "media_url": ${jsonencode(var.media_url)},
+          "payments": ${jsonencode(var.order_payments)},
           "database_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/database_password",
           "nats_password_file": "{{ env "NOMAD_SECRETS_DIR" }}/nats_password",
           "nats_replicas": ${var.nats_count}

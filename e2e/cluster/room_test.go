@@ -79,6 +79,7 @@ type cluster struct {
 	nomad    *nomadapi.Client
 	displays *scenario.Fleet
 	seller   *scenario.Owner // owns them
+	market   *scenario.Market
 	figures  scenario.Table
 }
 
@@ -154,7 +155,7 @@ func bringUp(t *testing.T, ctx context.Context) *cluster {
 
 	uploader, err := env.Artifacts()
 	require.NoError(t, err)
-	values := map[string]string{"gateway_devices": "true", "nats_count": strconv.Itoa(clients)}
+	values := map[string]string{"gateway_devices": "true", "order_payments": "test", "nats_count": strconv.Itoa(clients)}
 	for _, service := range services {
 		if !service.KeepsData {
 			values[strings.ReplaceAll(service.Name, "-", "_")+"_count"] = strconv.Itoa(wanted)

@@ -264,9 +264,13 @@ func TestInside(t *testing.T) {
 	}
 }
 
-// consoles prints what the machines said last.
+// consoles prints what the machines and the services that are called said last.
 func (r *room) consoles(t *testing.T, made *vms.Environment) {
 	t.Helper()
+	for _, job := range []string{"gateway", "account", "account-db"} {
+		text, err := run(t, time.Minute, "jobs", "logs", job, "--env", name, "--lines", "60")
+		t.Logf("logs of %s (%v):\n%s", job, err, text)
+	}
 	for _, n := range r.nodes {
 		text, err := os.ReadFile(made.SerialLog(n.Name))
 		t.Logf("%s's console ends with (%v):\n%s", n.Name, err, text[max(0, len(text)-1500):])
