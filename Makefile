@@ -126,7 +126,7 @@ e2e-vms: marquee ## Terraform, virtual machines, a deployment, machines lost, re
 	MARQUEE_E2E_VMS=1 MARQUEE_E2E_SERVERS=$(SERVERS) MARQUEE_E2E_STEPS='$(RUN)' gotestsum --format standard-verbose -- -count 1 -timeout 30m ./e2e/vms
 
 .PHONY: bench
-bench: marquee ## Measure what the mesh, the gateway and displays cost; writes docs/performance.md (about 13 minutes); BENCH='-only account' prints a part
+bench: marquee ## Measure what the mesh, the gateway and displays cost; writes docs/performance.md (about 20 minutes); BENCH='-only orders' prints a part
 	go run ./bench/cmd/bench $(BENCH)
 
 .PHONY: fuzz

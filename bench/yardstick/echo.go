@@ -43,12 +43,12 @@ func (e *Echo) Dial(ctx context.Context, name string) (conn *grpc.ClientConn, ha
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a Consul client: %w", err)
 	}
-	return DialMesh(ctx, consul, name)
+	return DialMesh(ctx, consul, name, "echo")
 }
 
-// DialMesh connects to the echo service in the mesh, as the service of this
-// name; hangUp ends what that began.
-func DialMesh(ctx context.Context, consul *consulapi.Client, name string) (conn *grpc.ClientConn, hangUp func(), err error) {
+// DialMesh connects to a service in the mesh, as the service of this name; hangUp
+// ends what that began.
+func DialMesh(ctx context.Context, consul *consulapi.Client, name, service string) (conn *grpc.ClientConn, hangUp func(), err error) {
 	log := hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Warn})
 	instances := discovery.New(consul, discovery.Options{Log: log})
 	m, err := mesh.Native(ctx, mesh.NativeConfig{
@@ -62,8 +62,8 @@ func DialMesh(ctx context.Context, consul *consulapi.Client, name string) (conn 
 	if err := m.Ready(ctx); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("enter the mesh as %s: %w", name, err), leave())
 	}
-	if conn, err = m.NewClient("echo"); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("connect to echo: %w", err), leave())
+	if conn, err = m.NewClient(service); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("connect to %s: %w", service, err), leave())
 	}
 	return conn, func() { conn.Close(); _ = leave() }, nil
 }

@@ -175,10 +175,14 @@ func (b *bench) accountService(ctx context.Context) (*accounts, error) {
 
 func (b *bench) passwordFile() string { return filepath.Join(b.dir, "password") }
 
+func (*bench) postgresBinaries(ctx context.Context) (string, error) {
+	return tools.Ensure(ctx, tools.Postgres, func(line string) { fmt.Fprintln(os.Stderr, " ", line) })
+}
+
 // startPostgres starts the one of a service, and returns it and the folder of its
 // socket.
 func (b *bench) startPostgres(ctx context.Context, service string) (*process, string, error) {
-	binaries, err := tools.Ensure(ctx, tools.Postgres, func(line string) { fmt.Fprintln(os.Stderr, " ", line) })
+	binaries, err := b.postgresBinaries(ctx)
 	if err != nil {
 		return nil, "", err
 	}

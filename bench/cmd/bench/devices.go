@@ -36,7 +36,7 @@ const (
 	fanOutsEach = 3
 	// ordersWithin bounds what players are told, and devicesWithin all of it.
 	ordersWithin  = time.Minute
-	devicesWithin = 6 * time.Minute
+	devicesWithin = 9 * time.Minute
 
 	devicesName  = "devices" // to -only
 	displayOwner = "displays"

@@ -99,12 +99,7 @@ From TCP connect to CONNACK, %d at a time, until all %d are connected.
 | broker | connects/s | p50 | p99 | device service / it |
 |---|---|---|---|---|
 `, connectsAtOnce, d.count)
-	perSecond := func(m *broker) (all []float64) {
-		for _, r := range m.connects {
-			all = append(all, float64(d.count)/r.Took().Seconds())
-		}
-		return all
-	}
+	perSecond := func(m *broker) []float64 { return d.connectRates(m.connects) }
 	for _, m := range d.brokers {
 		if !m.checks {
 			continue
@@ -115,6 +110,19 @@ From TCP connect to CONNACK, %d at a time, until all %d are connected.
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", m.name, spread(perSecond(m), "%.0f"), short(median(p50)), short(median(p99)), ratios(perSecond(d.service), perSecond(m)))
 	}
+	fmt.Fprintf(w, "\nThe device service's connects/s by how many plays are stored:")
+	for _, at := range d.plays {
+		fmt.Fprintf(w, " %d: %s.", at.stored, spread(d.connectRates(at.connects), "%.0f"))
+	}
+	w.WriteString("\n")
+}
+
+// connectRates are connects a second.
+func (d *displays) connectRates(connects []fleet.Report) (all []float64) {
+	for _, r := range connects {
+		all = append(all, float64(d.count)/r.Took().Seconds())
+	}
+	return all
 }
 
 func (d *displays) fanOutReport(w *strings.Builder) {

@@ -1,7 +1,7 @@
 // Command bench measures what the platform's parts cost and writes
 // docs/performance.md: unary calls to the echo service directly, through the
-// mesh, and through the gateway, sign-ups, log-ins and reads of accounts, and
-// displays that are connected, beside yardsticks that do the same job with
+// mesh, and through the gateway, sign-ups, log-ins and reads of accounts, displays
+// that are connected, and bookings of air time, beside yardsticks that do the same job with
 // well-kept programs and libraries and nothing else. Everything is measured in one
 // run, the rows in turn, so that what is compared ran under the same conditions;
 // what counts are the ratios.
@@ -35,9 +35,9 @@ func main() {
 
 func run(ctx context.Context) error {
 	var (
-		rounds = flag.Int("rounds", 7, "how often each row is measured; those of accounts and devices, which are many, half as often")
+		rounds = flag.Int("rounds", 7, "how often each row is measured; those of accounts, devices and orders, which are many, half as often")
 		each   = flag.Duration("each", 2*time.Second, "how long each measurement takes")
-		only   = flag.String("only", "", "measure just the rows whose name contains this (\"account\" are those of accounts, \"devices\" is what is measured of displays), and print the report to standard output instead of writing it")
+		only   = flag.String("only", "", "measure just the rows whose name contains this (\"account\" are those of accounts, \"devices\" is what is measured of displays, \"orders\" of air time that is sold), and print the report to standard output instead of writing it")
 	)
 	flag.Parse()
 	// Longer, and the access tokens that a round began with expire in it.
@@ -79,6 +79,13 @@ func run(ctx context.Context) error {
 			return err
 		}
 		report += devices
+	}
+	if b.wantsOrders() {
+		orders, err := b.measureOrders(ctx, max(1, *rounds/2), *each)
+		if err != nil {
+			return err
+		}
+		report += orders
 	}
 	if *only != "" {
 		fmt.Print(report)

@@ -25,10 +25,12 @@ type row struct {
 	// method and by are of the rows of accounts: what is called, and what answers.
 	method, by string
 	// against are the names of the rows that this one is compared with.
-	against   []string
-	callers   int
-	call      func(ctx context.Context) error // may fail with a refusedError
-	processes []*process                      // whose CPU is counted, besides the caller's
+	against []string
+	callers int
+	call    func(ctx context.Context) error // may fail with a refusedError
+	// load, when it is not nil, makes the calls in place of call: a program that does.
+	load      func(ctx context.Context, d time.Duration) (calls, error)
+	processes []*process // whose CPU is counted, besides the caller's
 
 	samples []sample
 }
@@ -94,17 +96,54 @@ func (s *series) measure(ctx context.Context) error {
 	return nil
 }
 
-// run makes calls for a while, callers at a time. A caller that is refused waits
-// as long as it was told, and up to as long again so that they do not all come
-// back at once.
+// calls are what was called for a while.
+type calls struct {
+	took    []time.Duration // of each that did what it was to do
+	refused int
+	elapsed time.Duration
+	cpu     time.Duration // the caller's
+}
+
+// run makes calls for a while, callers at a time.
 func (r *row) run(ctx context.Context, d time.Duration) (sample, error) {
 	before, err := cpuOf(r.processes)
 	if err != nil {
 		return sample{}, err
 	}
-	ownBefore := ownCPU()
 	ctx, cancel := context.WithTimeout(ctx, d+10*time.Second)
 	defer cancel()
+	load := r.load
+	if load == nil {
+		load = r.callAll
+	}
+	made, err := load(ctx, d)
+	if err != nil {
+		return sample{}, err
+	}
+	after, err := cpuOf(r.processes)
+	if err != nil {
+		return sample{}, err
+	}
+	all := made.took
+	if len(all) == 0 {
+		return sample{}, errors.New("no call came back in time")
+	}
+	slices.Sort(all)
+	s := sample{
+		rate: float64(len(all)) / made.elapsed.Seconds(), refused: float64(made.refused) / made.elapsed.Seconds(),
+		p50: all[len(all)/2], p99: all[len(all)*99/100],
+	}
+	for i := range after {
+		s.cpu = append(s.cpu, (after[i]-before[i]).Seconds()/float64(len(all)))
+	}
+	s.cpu = append(s.cpu, made.cpu.Seconds()/float64(len(all)))
+	return s, nil
+}
+
+// callAll makes calls. A caller that is refused waits as long as it was told, and up
+// to as long again so that they do not all come back at once.
+func (r *row) callAll(ctx context.Context, d time.Duration) (calls, error) {
+	ownBefore := ownCPU()
 	var (
 		group   sync.WaitGroup
 		failed  atomic.Pointer[error]
@@ -137,28 +176,10 @@ func (r *row) run(ctx context.Context, d time.Duration) (sample, error) {
 	}
 	group.Wait()
 	elapsed := time.Since(began)
-	own := ownCPU() - ownBefore // without the reading of the others'
 	if err := failed.Load(); err != nil {
-		return sample{}, *err
+		return calls{}, *err
 	}
-	after, err := cpuOf(r.processes)
-	if err != nil {
-		return sample{}, err
-	}
-	all := slices.Concat(took...)
-	if len(all) == 0 {
-		return sample{}, errors.New("no call came back in time")
-	}
-	slices.Sort(all)
-	s := sample{
-		rate: float64(len(all)) / elapsed.Seconds(), refused: float64(refused.Load()) / elapsed.Seconds(),
-		p50: all[len(all)/2], p99: all[len(all)*99/100],
-	}
-	for i := range after {
-		s.cpu = append(s.cpu, (after[i]-before[i]).Seconds()/float64(len(all)))
-	}
-	s.cpu = append(s.cpu, own.Seconds()/float64(len(all)))
-	return s, nil
+	return calls{took: slices.Concat(took...), refused: int(refused.Load()), elapsed: elapsed, cpu: ownCPU() - ownBefore}, nil
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -34,6 +34,7 @@ type playsAt struct {
 	service, copying []time.Duration
 	p50, p99         []time.Duration   // until a batch was acknowledged
 	cpu              [][]time.Duration // of the processes, a round each
+	connects         []fleet.Report    // of all displays
 }
 
 // copied has what plays has, for who copies into it.
@@ -63,20 +64,23 @@ func (d *displays) measurePlays(ctx context.Context) error {
 	if _, err := d.db.Exec(ctx, copied); err != nil {
 		return fmt.Errorf("make a table like that of plays: %w", err)
 	}
-	for _, o := range []fleet.Order{
-		{Do: fleet.Connect, Address: d.service.address, Clients: handingIn}, {Do: fleet.Subscribe, QoS: 1},
-	} {
-		o.AtOnce, o.Within = connectsAtOnce, ordersWithin
-		if _, err := d.service.fleet.do(ctx, o); err != nil {
-			return err
-		}
-	}
 	for _, stored := range storedPlays() {
 		at := &playsAt{stored: stored}
 		d.plays = append(d.plays, at)
+		if err := d.fill(ctx, stored); err != nil {
+			return err
+		}
+		if err := d.measureConnects(ctx, at); err != nil {
+			return fmt.Errorf("connects, with %d plays stored: %w", stored, err)
+		}
+		for _, o := range []fleet.Order{{Do: fleet.Connect, Address: d.service.address, Clients: handingIn}, {Do: fleet.Subscribe, QoS: 1}} {
+			if _, err := d.players(ctx, o); err != nil {
+				return err
+			}
+		}
 		for round := range d.rounds {
 			// What a round adds is much of the few, and little of the many.
-			if round == 0 || stored < 10*handedIn {
+			if round > 0 && stored < 10*handedIn {
 				if err := d.fill(ctx, stored); err != nil {
 					return err
 				}
@@ -86,6 +90,38 @@ func (d *displays) measurePlays(ctx context.Context) error {
 			}
 			fmt.Fprintf(os.Stderr, "round %d of %d  %d plays stored  %s to hand in %d, %s to copy them\n",
 				round+1, d.rounds, stored, at.service[round].Round(time.Millisecond), handedIn, at.copying[round].Round(time.Millisecond))
+		}
+		if err := d.leave(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// players has the displays of the device service do something.
+func (d *displays) players(ctx context.Context, o fleet.Order) (fleet.Report, error) {
+	o.AtOnce, o.Within = connectsAtOnce, ordersWithin
+	return d.service.fleet.do(ctx, o)
+}
+
+// leave disconnects the displays of the device service.
+func (d *displays) leave(ctx context.Context) error {
+	if _, err := d.players(ctx, fleet.Order{Do: fleet.Disconnect, Every: d.service.leaveEvery}); err != nil {
+		return err
+	}
+	return d.forgotten(ctx)
+}
+
+// measureConnects connects all displays.
+func (d *displays) measureConnects(ctx context.Context, at *playsAt) error {
+	for range d.rounds {
+		all, err := d.players(ctx, fleet.Order{Do: fleet.Connect, Address: d.service.address, Clients: d.count})
+		if err != nil {
+			return err
+		}
+		at.connects = append(at.connects, all)
+		if err := d.leave(ctx); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -32,6 +32,8 @@ service "account" { protocol = "grpc" }
 service "account-db" { protocol = "tcp" }
 service "device" { protocol = "grpc" }
 service "device-db" { protocol = "tcp" }
+service "order" { protocol = "grpc" }
+service "order-db" { protocol = "tcp" }
 edge "gateway"     "echo" {}
 edge "copyproxy"   "echo" {}
 edge "restgateway" "echo" {}
@@ -41,6 +43,11 @@ edge "account"     "account-db" {}
 edge "gateway"     "device" {}
 edge "device"      "account" {}
 edge "device"      "device-db" {}
+edge "gateway"     "order" {}
+edge "bench"       "order" {}
+edge "order"       "account" {}
+edge "order"       "device" {}
+edge "order"       "order-db" {}
 `
 
 // bench is one run.
@@ -84,7 +91,7 @@ func (b *bench) setUp(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the yardsticks: %w\n%s", err, out)
 	}
-	if b.programs, err = release.Build(ctx, "echod", "gatewayd", "accountd", "deviced", "meshproxyd"); err != nil {
+	if b.programs, err = release.Build(ctx, "echod", "gatewayd", "accountd", "deviced", "orderd", "meshproxyd"); err != nil {
 		return err
 	}
 
@@ -164,7 +171,7 @@ func (b *bench) echoRows(ctx context.Context) ([]*row, error) {
 		return nil, err
 	}
 	// This process as a member of the mesh.
-	meshed, hangUp, err := yardstick.DialMesh(ctx, b.cluster.Consul(), "bench")
+	meshed, hangUp, err := yardstick.DialMesh(ctx, b.cluster.Consul(), "bench", "echo")
 	if err != nil {
 		return nil, err
 	}
