@@ -50,18 +50,12 @@ func uploadText(t *testing.T, ctx context.Context, o *owner, content string) str
 	return "http://" + gateways[0].HTTP + "/v1/media/" + name
 }
 
-// runFleet enrols a fleet, has it play "first", and waits until all of it is
-// connected. It ends with the test.
-func runFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
+// newFleet enrols a fleet, which is not run yet.
+func newFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
 	t.Helper()
-	count := devicesDefault
-	if text := os.Getenv(devicesVariable); text != "" {
-		var err error
-		count, err = strconv.Atoi(text)
-		require.NoError(t, err, devicesVariable)
-	}
+	count := number(t, devicesVariable, devicesDefault)
 	o := ownerThrough(t, ctx, followDoors(t, ctx)) // gateways are rolled, to other ports
-	f := scenario.NewFleet(ctx, t, scenario.FleetConfig{
+	return scenario.NewFleet(ctx, t, scenario.FleetConfig{
 		Owner: o.shared, Count: count, Slot: time.Duration(max(1, count/playsASecond)) * time.Second,
 		Doors: func(ctx context.Context) ([]string, error) {
 			gateways, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
@@ -79,7 +73,14 @@ func runFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
 			shown, err := o.shared.Online(ctx)
 			return min(now, shown), err // others may be connected, too
 		},
-	})
+	}), o
+}
+
+// runFleet enrols a fleet, has it play "first", and waits until all of it is
+// connected. It ends with the test.
+func runFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
+	t.Helper()
+	f, o := newFleet(t, ctx)
 	require.NoError(t, f.Show(ctx, "first", uploadText(t, ctx, o, "the first")))
 	f.Run(ctx, t)
 	return f, o

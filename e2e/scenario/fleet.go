@@ -97,7 +97,7 @@ func NewFleet(ctx context.Context, t testing.TB, cfg FleetConfig) *Fleet {
 	f := &Fleet{
 		IDs: make([]string, cfg.Count), cfg: cfg, program: built["player"].Path, dir: filepath.Join(dir, "kept"),
 		credentials: filepath.Join(dir, "credentials"), addresses: filepath.Join(dir, "addresses"),
-		heard: Heard{Played: map[string]map[string]bool{}, Shows: map[string]string{}},
+		heard: Heard{Played: map[string]map[string]bool{}, Shows: map[string]string{}, Since: map[string]time.Time{}},
 	}
 	began := time.Now()
 	lines, o := make([]string, cfg.Count), cfg.Owner
@@ -241,9 +241,10 @@ var (
 // Heard is what the player's logs say.
 type Heard struct {
 	// Played are the ids of the plays that it wrote down, by display, and Shows the
-	// creative that each display began to show last, or nothing.
+	// creative that each display began to show last, or nothing, which was heard Since.
 	Played map[string]map[string]bool
 	Shows  map[string]string
+	Since  map[string]time.Time
 
 	summaries int
 	summary   []int   // the last: connected, plays, unsent, held, rejected, lost
@@ -283,7 +284,9 @@ func (h *Heard) hear(t testing.TB, line string) {
 		require.False(t, h.Played[m[1]][m[2]], "%s was played twice", m[2])
 		h.Played[m[1]][m[2]] = true
 	} else if m := showsLine.FindStringSubmatch(line); m != nil {
-		h.Shows[m[1]] = m[2]
+		if h.Shows[m[1]] != m[2] {
+			h.Shows[m[1]], h.Since[m[1]] = m[2], time.Now()
+		}
 	} else if m := fleetLine.FindStringSubmatch(line); m != nil {
 		h.summaries, h.summary = h.summaries+1, h.summary[:0]
 		for _, text := range m[1:] {

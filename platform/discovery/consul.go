@@ -43,6 +43,11 @@ type Options struct {
 	// has checked it, and does not know what keeps itself registered until that
 	// has registered again.
 	Settle time.Duration
+	// Linger is how long a connection keeps the last instances of a service when none
+	// is healthy any more (default 5 s; negative: not at all). What makes all of them
+	// unhealthy at once is often over before they are, and those that are gone are left
+	// when their connections break.
+	Linger time.Duration
 	// Log receives one line when a watch starts failing and one when it works
 	// again; nil logs nothing.
 	Log hclog.Logger
@@ -56,6 +61,7 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.RetryMax, 5*time.Second)
 	setDefault(&o.Grace, 5*time.Minute)
 	setDefault(&o.Settle, 5*time.Second)
+	setDefault(&o.Linger, 5*time.Second)
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
 	}

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc/attributes"
 	"google.golang.org/grpc/resolver"
@@ -54,19 +56,70 @@ func (b *builder) Build(target resolver.Target, cc resolver.ClientConn, _ resolv
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &consulResolver{consul: b.consul, query: query, cancel: cancel, done: make(chan struct{})}
+	// The error says that the balancer can do nothing with an empty list: the watch
+	// delivers the next one without being asked.
+	list := &lingering{wait: b.consul.opts.Linger, update: func(instances []Instance) { _ = cc.UpdateState(stateOf(instances)) }}
 	go func() {
 		defer close(r.done)
+		defer list.end()
 		b.consul.Watch(ctx, query, func(instances []Instance, err error) {
 			if err != nil {
 				cc.ReportError(err)
 				return
 			}
-			// The error says that the balancer can do nothing with an empty
-			// list: the watch delivers the next one without being asked.
-			_ = cc.UpdateState(stateOf(instances))
+			list.set(instances)
 		})
 	}()
 	return r, nil
+}
+
+// lingering passes lists of instances on; one that is empty comes late, and not at all
+// when another follows it in time.
+type lingering struct {
+	wait   time.Duration
+	update func([]Instance)
+
+	mu   sync.Mutex
+	some bool        // the last that was passed on has instances
+	last *time.Timer // passes the empty list on
+}
+
+func (l *lingering) set(instances []Instance) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(instances) == 0 && l.some && l.wait > 0 {
+		if l.last == nil {
+			l.last = time.AfterFunc(l.wait, l.over)
+		}
+		return
+	}
+	l.forget()
+	l.some = len(instances) > 0
+	l.update(instances)
+}
+
+// over passes the empty list on, unless it was forgotten in the last moment.
+func (l *lingering) over() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last != nil {
+		l.last, l.some = nil, false
+		l.update(nil)
+	}
+}
+
+// forget forgets an empty list. l.mu is held.
+func (l *lingering) forget() {
+	if l.last != nil {
+		l.last.Stop()
+		l.last = nil
+	}
+}
+
+func (l *lingering) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget()
 }
 
 type consulResolver struct {

@@ -203,6 +203,39 @@ func TestResolver(t *testing.T) {
 		settle(t, conn, "a")
 	})
 
+	t.Run("the last instances stay for a while", func(t *testing.T) {
+		opts := quick()
+		opts.Linger = time.Second
+		conn := dial(t, newConsul(t, client, opts), "consul:///last?connect=false", "test")
+		one, other := startBackend(t, "one", 0), startBackend(t, "other", 0)
+		first, second := put(t, client, "last", one.port, "env-test"), put(t, client, "last", other.port, "env-test")
+		settle(t, conn, "one", "other")
+		// One of two is left at once.
+		remove(t, client, first)
+		settle(t, conn, "other")
+		// Of none that is healthy the last one serves on, and is there again in time.
+		remove(t, client, second)
+		for began := time.Now(); time.Since(began) < opts.Linger/2; {
+			require.Equal(t, map[string]int{"other": 10}, spread(t, conn, 10))
+		}
+		second = put(t, client, "last", other.port, "env-test")
+		for began := time.Now(); time.Since(began) < opts.Linger; {
+			require.Equal(t, map[string]int{"other": 10}, spread(t, conn, 10))
+		}
+		// Others take its place at once.
+		remove(t, client, second)
+		put(t, client, "last", one.port, "env-test")
+		settle(t, conn, "one")
+		// And there is an end to it.
+		remove(t, client, first)
+		began := time.Now()
+		require.Eventually(t, func() bool {
+			_, err := call(t.Context(), conn)
+			return status.Code(err) == codes.Unavailable
+		}, patience, 5*time.Millisecond)
+		require.GreaterOrEqual(t, time.Since(began), opts.Linger/2)
+	})
+
 	t.Run("an environment sees its own instances only", func(t *testing.T) {
 		c := newConsul(t, client, quick())
 		production, test := startBackend(t, "production", 0), startBackend(t, "test", 0)

@@ -27,7 +27,7 @@ const (
 func quick() discovery.Options {
 	return discovery.Options{
 		WaitTime: time.Second, Timeout: time.Second, MinInterval: 10 * time.Millisecond,
-		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond, Settle: -1,
+		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond, Settle: -1, Linger: -1,
 	}
 }
 
