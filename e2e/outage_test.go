@@ -55,8 +55,10 @@ func newFleet(t *testing.T, ctx context.Context) (*scenario.Fleet, *owner) {
 	t.Helper()
 	count := number(t, devicesVariable, devicesDefault)
 	o := ownerThrough(t, ctx, followDoors(t, ctx)) // gateways are rolled, to other ports
+	gateways, _ := bothGateways(t, ctx)
+	bases, _ := scenario.Addresses(gateways)
 	return scenario.NewFleet(ctx, t, scenario.FleetConfig{
-		Owner: o.shared, Count: count, Slot: time.Duration(max(1, count/playsASecond)) * time.Second,
+		Owner: o.shared, Gateways: bases, Count: count, Slot: time.Duration(max(1, count/playsASecond)) * time.Second,
 		Doors: func(ctx context.Context) ([]string, error) {
 			gateways, _, err := stack.Gateways(ctx, the.Cluster().Consul(), 0)
 			var list []string

@@ -40,6 +40,8 @@ type FleetConfig struct {
 	// Doors are the addresses, host:port, to which displays may connect now. It is
 	// asked again and again; while it fails they stay what they were.
 	Doors func(context.Context) ([]string, error)
+	// Gateways have the media of what is booked, as URLs; none when nothing is.
+	Gateways []string
 	// Connected is how many of the fleet's displays are connected, as the platform
 	// has it.
 	Connected func(context.Context) (int, error)
@@ -190,7 +192,11 @@ func (f *Fleet) Start(t testing.TB) {
 	require.NoError(t, err)
 	defer log.Close()
 	f.logs = append(f.logs, log.Name())
-	f.process = exec.Command(f.program, "--dir", f.dir, "--credentials", f.credentials, "--server-file", f.addresses, "--each") //nolint:gosec,noctx // our own binary, which End ends
+	args := []string{"--dir", f.dir, "--credentials", f.credentials, "--server-file", f.addresses, "--each"}
+	if len(f.cfg.Gateways) > 0 {
+		args = append(args, "--gateway", strings.Join(f.cfg.Gateways, ","))
+	}
+	f.process = exec.Command(f.program, args...) //nolint:gosec,noctx // our own binary, which End ends
 	says, err := os.OpenFile(f.says(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
 	defer says.Close()
