@@ -73,19 +73,20 @@ func run(ctx context.Context) error {
 		}
 		report += accounts.accountReport()
 	}
-	if b.wantsDevices() {
-		devices, err := b.measureDevices(ctx, max(1, *rounds/2))
-		if err != nil {
-			return err
-		}
-		report += devices
-	}
+	// Before there are devices, of which the order service would hear.
 	if b.wantsOrders() {
 		orders, err := b.measureOrders(ctx, max(1, *rounds/2), *each)
 		if err != nil {
 			return err
 		}
 		report += orders
+	}
+	if b.wantsDevices() {
+		devices, err := b.measureDevices(ctx, max(1, *rounds/2))
+		if err != nil {
+			return err
+		}
+		report += devices
 	}
 	if *only != "" {
 		fmt.Print(report)
