@@ -278,7 +278,7 @@ func (g *Gateway) Open(ctx context.Context) error {
 	// Nothing is said to a gRPC client: a server that speaks and then sends it away
 	// (GOAWAY) it calls again at once and without end, one that closes it leaves
 	// alone for a second and longer.
-	g.grpc.Serve(g.connections.Listener(g.grpcListener, nil), g.failed)
+	g.grpc.Serve(g.connections.Listener(g.grpcListener, nil), g.Catalog.Synced(), g.failed)
 	return nil
 }
 

@@ -52,7 +52,9 @@ func TestPanics(t *testing.T) {
 			}
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(t, err)
-			door.Serve(listener, func(err error) { t.Errorf("the door closed: %v", err) })
+			known := make(chan struct{})
+			close(known)
+			door.Serve(listener, known, func(err error) { t.Errorf("the door closed: %v", err) })
 			conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 			require.NoError(t, err)
 			t.Cleanup(func() {

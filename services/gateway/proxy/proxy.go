@@ -114,18 +114,18 @@ func New(opts Options) *Door {
 	return d
 }
 
-// Serve takes calls from the listener until Stop, beginning when the catalog is in
-// sync: a client that is not let in yet calls another gateway, and one that is would
+// Serve takes calls from the listener until Stop, beginning when the services are
+// known: a client that is not let in yet calls another gateway, and one that is would
 // be told that nothing is known here, and call again at once. When that takes long
 // clients are let in, and told. It does not block; failed is called if the door closes
 // by itself.
-func (d *Door) Serve(listener net.Listener, failed func(error)) {
+func (d *Door) Serve(listener net.Listener, known <-chan struct{}, failed func(error)) {
 	go func() {
 		defer close(d.served)
 		long := time.NewTimer(acceptWithin)
 		defer long.Stop()
 		select {
-		case <-d.opts.Catalog.Synced():
+		case <-known:
 		case <-long.C:
 		case <-d.leaving.Done():
 		}
