@@ -2,7 +2,9 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/marquee-ads/marquee/e2e/load"
+	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
 	accountv1 "github.com/marquee-ads/marquee/proto/gen/marquee/account/v1"
 )
 
@@ -33,6 +36,7 @@ type Accounts struct {
 	client accountv1.AccountServiceClient
 	prefix string
 	next   atomic.Int64
+	waited atomic.Int64 // sign-ups that were told to come back, and did
 
 	mu      sync.Mutex
 	answers map[string]string // account id by request_id
@@ -118,19 +122,54 @@ func (a *Accounts) SignUps() []load.Op {
 		{Name: "REST SignUp", Call: func(ctx context.Context) (string, error) {
 			id := a.newID()
 			var got answer
-			by, err := a.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Idempotent: !a.Once, Body: map[string]string{
-				"requestId": id, "name": id, "password": Password,
-			}}, &got)
+			var by string
+			err := a.patiently(ctx, func() (err error) {
+				by, err = a.rest.Do(ctx, load.Request{Method: "POST", Path: "/v1/accounts", Idempotent: !a.Once, Body: map[string]string{
+					"requestId": id, "name": id, "password": Password,
+				}}, &got)
+				return err
+			})
 			a.remember(id, got.Account.AccountID, err)
 			return by, err
 		}},
 		load.GRPC("gRPC SignUp", func(ctx context.Context, opts ...grpc.CallOption) error {
 			id := a.newID()
-			got, err := a.client.SignUp(ctx, request(id), opts...)
+			var got *accountv1.SignUpResponse
+			err := a.patiently(ctx, func() (err error) {
+				got, err = a.client.SignUp(ctx, request(id), opts...)
+				return err
+			})
 			a.remember(id, got.GetAccount().GetAccountId(), err)
 			return err
 		}),
 	}
+}
+
+// patiently makes a call again, once, that was told to come back because too much is
+// under way, as any client should; with Once it does not.
+func (a *Accounts) patiently(ctx context.Context, call func() error) error {
+	err := call()
+	const longest = 3 * time.Second
+	pause := askedToWait(err)
+	if a.Once || pause == 0 || pause > longest {
+		return err
+	}
+	a.waited.Add(1)
+	wait(ctx, pause)
+	return call()
+}
+
+// askedToWait is after what time a caller who was refused with OVERLOADED may come
+// back; 0 when it was not.
+func askedToWait(err error) time.Duration {
+	if Reason(err) != "OVERLOADED" {
+		return 0
+	}
+	if problem := (*load.ProblemError)(nil); errors.As(err, &problem) {
+		seconds, _ := strconv.Atoi(problem.RetryAfter) // 0 for none
+		return time.Duration(seconds) * time.Second
+	}
+	return grpcfault.FromStatus(status.Convert(err)).RetryAfter
 }
 
 func (a *Accounts) newID() string { return fmt.Sprintf("%s-%d", a.prefix, a.next.Add(1)) }
@@ -209,5 +248,6 @@ func (a *Accounts) Check(ctx context.Context, t testing.TB) {
 		group.Go(func() error { return again(repeating, id, "") })
 	}
 	require.NoError(t, group.Wait())
-	t.Logf("%d sign-ups, each done once, of which %d only when they were sent again", len(a.answers)+len(a.failed), len(a.failed))
+	t.Logf("%d sign-ups, each done once, of which %d only when they were sent again; %d came at a time with too much under way, and once more when they were told to",
+		len(a.answers)+len(a.failed), len(a.failed), a.waited.Load())
 }
