@@ -14,9 +14,13 @@ import (
 	"github.com/marquee-ads/marquee/platform/jobs"
 )
 
-// people buy air time from the first scenario to the last, about one attempt a second
-// each: on two processors the load and the machines need the rest.
-const people = 3
+const (
+	// marketVariable has people buy air time from the first scenario to the last, each
+	// about once a second; empty has not. On two processors what they do takes time that
+	// replacing a machine's instances within its bound needs.
+	marketVariable = "MARQUEE_E2E_MARKET"
+	people         = 3
+)
 
 // openMarket lets them buy, through the doors of all clients, of which they are told
 // nothing afterwards.
