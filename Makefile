@@ -116,9 +116,9 @@ e2e: marquee ## The scenarios on a real Nomad + Consul cluster; RUN=Failover or 
 	gotestsum --format standard-verbose -- -count 1 -p 1 -timeout 25m $(if $(RUN),-run '$(RUN)') $(E2E)
 
 .PHONY: e2e-cluster
-e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 10 minutes); RUN=KillMachine for one scenario
+e2e-cluster: marquee ## Kill, cut off and upgrade machines under load (root; about 10 minutes); RUN='KillMachine|Drain' for some scenarios
 	@$(MARQUEE) tools gotestsum >/dev/null
-	gotestsum --format standard-verbose -- -count 1 -timeout 35m -run 'TestCluster$(if $(RUN),/^$(RUN)$$)' ./e2e/cluster
+	gotestsum --format standard-verbose -- -count 1 -timeout 35m -run 'TestCluster$(if $(RUN),/^($(RUN))$$)' ./e2e/cluster
 
 .PHONY: e2e-vms
 e2e-vms: marquee ## Terraform, virtual machines, a deployment, machines lost, replaced and added (about 20 minutes); SERVERS=3, RUN='LoseAMachine|LoseTheData' for some steps

@@ -223,7 +223,7 @@ variable "behind_tls" {
 }
 
 variable "lost_after" {
-  description = "How long an instance on a machine that is cut off may still come back; its replacement starts at once."
+  description = "How long an instance on a machine that is cut off may still come back; its replacement starts then, or after reschedule_delay when that is less."
   type        = string
   default     = "5m"
 }

@@ -42,7 +42,7 @@ type DialSettings struct {
 	// ServerPing is the same for the server, at least 1 s.
 	ServerPing time.Duration
 	// PingTimeout is how long the answer to a ping, or the acknowledgement of
-	// sent bytes (TCP_USER_TIMEOUT), may take before the connection is dead.
+	// what gRPC sent (TCP_USER_TIMEOUT), may take before the connection is dead.
 	PingTimeout time.Duration
 	// MinPing is the shortest interval between a client's pings that a server
 	// bears; less than ClientPing, so that timers may be inexact.
@@ -103,6 +103,16 @@ const (
 // same time in which gRPC's pings would.
 func (s DialSettings) keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: s.ClientPing, Interval: time.Second, Count: max(1, int(s.PingTimeout/time.Second))}
+}
+
+// unacknowledged is how long a plain connection bears that what was sent is not
+// taken, which is as long as it bears silence. Without a bound the kernel sends
+// again for a quarter of an hour, and asks nobody whether the peer is alive: the
+// database would hold the locks of a machine that is gone for as long. The bound
+// holds for a peer, too, that is there and reads nothing.
+func (s DialSettings) unacknowledged() time.Duration {
+	k := s.keepAlive()
+	return k.Idle + time.Duration(k.Count)*k.Interval
 }
 
 // newClient makes a gRPC client; the caller's options come last and so win.

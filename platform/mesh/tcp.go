@@ -48,6 +48,7 @@ func (n *native) connect(ctx context.Context, service, address string) (net.Conn
 	if err != nil {
 		return nil, err
 	}
+	DefaultDialSettings().endUnacknowledged(raw)
 	conn := tls.Client(raw, n.certs.clientConfig(service))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
@@ -159,6 +160,7 @@ func (l *listener) admit(ctx context.Context, raw net.Conn) {
 		// Only makes dead peers known sooner: go on without.
 		_ = tcp.SetKeepAliveConfig(DefaultDialSettings().keepAlive())
 	}
+	DefaultDialSettings().endUnacknowledged(raw)
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	secure := tls.Server(raw, l.config)

@@ -6,12 +6,15 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/marquee-ads/marquee/platform/consultest"
@@ -273,6 +276,47 @@ func TestListenerClose(t *testing.T) {
 	_, err = silent.Read(make([]byte, 1))
 	var timeout net.Error
 	require.False(t, errors.As(err, &timeout) && timeout.Timeout(), "the pending connection is still open")
+}
+
+// TestPeerTakesNothing is about bytes that nobody acknowledges. The kernel asks
+// peers whether they are alive on silent connections alone, and sends the same
+// bytes again for a quarter of an hour.
+func TestPeerTakesNothing(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("other systems have no bound for a single connection")
+	}
+	agent := consultest.Start(t)
+	intend(t, agent.Client, "account-db", source("account", allow))
+	database := join(t, agent.Client, "account-db", nil)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	listener := database.Listener(inner)
+	t.Cleanup(func() { require.NoError(t, listener.Close()) })
+	where := newPlaces()
+	where.set("account-db", inner.Addr().String())
+	account := join(t, agent.Client, "account", func(c *mesh.NativeConfig) { c.Watcher = where })
+	dialled, err := account.DialContext(deadline(t, 5*time.Second), "account-db")
+	require.NoError(t, err)
+	defer dialled.Close()
+	accepted, err := listener.Accept()
+	require.NoError(t, err)
+	defer accepted.Close()
+
+	var writing sync.WaitGroup
+	for name, conn := range map[string]net.Conn{"who dialled": dialled, "who accepted": accepted} {
+		writing.Go(func() {
+			began := time.Now()
+			assert.NoError(t, conn.SetWriteDeadline(began.Add(40*time.Second)))
+			var err error
+			for err == nil {
+				_, err = conn.Write(make([]byte, 1<<20))
+			}
+			assert.ErrorIs(t, err, syscall.ETIMEDOUT, name)
+			assert.Less(t, time.Since(began), 20*time.Second, name)
+		})
+	}
+	writing.Wait()
 }
 
 func closedAddress(t testing.TB) string {
