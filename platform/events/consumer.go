@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,7 +30,10 @@ const (
 	heartbeat = time.Second
 	// checkEvery is how soon a consumer notices that its turn is over.
 	checkEvery = time.Second
-	pruneEvery = time.Minute
+	// missedChecks is at how many checks one after the other NATS has to have delivered
+	// more than came, and nothing came between them, before it went elsewhere.
+	missedChecks = 3
+	pruneEvery   = time.Minute
 	// remember is for how long the inbox keeps what is acknowledged. NATS loses
 	// the last acknowledgements when its machine does.
 	remember   = time.Hour
@@ -142,17 +146,18 @@ func (c *Consumer) consume(ctx context.Context, conn *pgx.Conn) error {
 			messages.Stop()
 		}
 	}()
+	var received atomic.Uint64
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		end(c.watch(ctx, conn, status, consumer))
+		end(c.watch(ctx, conn, status, consumer, &received))
 	}()
 	defer func() { end(nil); <-watched }()
 
 	c.log.Info("handling events", "stream", c.cfg.Stream)
 	lanes := newLanes(c.cfg.Workers)
 	defer func() { end(nil); lanes.wait() }()
-	if err := c.receive(ctx, messages, lanes); ctx.Err() == nil {
+	if err := c.receive(ctx, messages, lanes, &received); ctx.Err() == nil {
 		return err
 	}
 	return context.Cause(ctx)
@@ -194,11 +199,13 @@ func (c *Consumer) subscribe(ctx context.Context) (jetstream.Consumer, error) {
 	return consumer, nil
 }
 
-// watch returns why the turn is over, and prunes the inbox meanwhile.
-func (c *Consumer) watch(ctx context.Context, conn *pgx.Conn, status <-chan nats.Status, consumer jetstream.Consumer) error {
+// watch returns why the turn is over, and prunes the inbox meanwhile. received is how
+// many deliveries came in this turn.
+func (c *Consumer) watch(ctx context.Context, conn *pgx.Conn, status <-chan nats.Status, consumer jetstream.Consumer, received *atomic.Uint64) error {
 	check, prune := time.NewTicker(checkEvery), time.NewTicker(pruneEvery)
 	defer check.Stop()
 	defer prune.Stop()
+	missed, last := 0, uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -212,6 +219,20 @@ func (c *Consumer) watch(ctx context.Context, conn *pgx.Conn, status <-chan nats
 			if err != nil {
 				return fmt.Errorf("the connection to the database broke: %w", err)
 			}
+			// Who had the turn before notices a little later that it is over, and may
+			// have got the last events until then. receive sees that others are missing.
+			now := received.Load()
+			if now != last {
+				missed, last = 0, now
+			}
+			if delivered, ok := c.delivered(ctx, consumer); ok && delivered > now {
+				missed++
+			} else {
+				missed = 0
+			}
+			if missed == missedChecks {
+				return fmt.Errorf("delivery %d of NATS went elsewhere", now+1)
+			}
 		case <-prune.C:
 			if err := c.prune(ctx, consumer, time.Now()); err != nil {
 				c.log.Warn("the inbox is not pruned", "error", err)
@@ -220,9 +241,21 @@ func (c *Consumer) watch(ctx context.Context, conn *pgx.Conn, status <-chan nats
 	}
 }
 
+// delivered is how many deliveries NATS has made since the turn began; not ok when it
+// does not say, which is for others to notice.
+func (c *Consumer) delivered(ctx context.Context, consumer jetstream.Consumer) (n uint64, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, checkEvery)
+	defer cancel()
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return 0, false
+	}
+	return info.Delivered.Consumer, true
+}
+
 // receive gives events to the lanes in the order in which NATS delivers them,
 // and ends at the first that is missing.
-func (c *Consumer) receive(ctx context.Context, messages jetstream.MessagesContext, lanes *lanes) error {
+func (c *Consumer) receive(ctx context.Context, messages jetstream.MessagesContext, lanes *lanes, received *atomic.Uint64) error {
 	for expected := uint64(1); ; expected++ {
 		msg, err := messages.Next()
 		if err != nil {
@@ -235,6 +268,7 @@ func (c *Consumer) receive(ctx context.Context, messages jetstream.MessagesConte
 		if meta.Sequence.Consumer != expected {
 			return fmt.Errorf("delivery %d of NATS did not arrive", expected)
 		}
+		received.Store(expected)
 		d := newDelivery(msg, meta)
 		lanes.add(ctx, d, func() time.Duration { return c.handle(ctx, d) })
 	}

@@ -760,6 +760,38 @@ func TestRivals(t *testing.T) {
 	b.complete()
 }
 
+// TestDeliveredElsewhere has NATS give the last event to a consumer whose turn is over:
+// it comes again, and long before NATS gives up waiting for that one.
+func TestDeliveredElsewhere(t *testing.T) {
+	b := newBed(t)
+	b.relay()
+	c := b.newConsumer(record)
+	b.run(c.Run)
+	b.appendN(5, 5)
+	b.complete()
+	before, err := c.bus.js.Consumer(t.Context(), "ORDER", "device")
+	require.NoError(t, err)
+	messages, err := before.Messages(jetstream.PullMaxMessages(1))
+	require.NoError(t, err)
+	taken := make(chan error, 1)
+	go func() {
+		_, err := messages.Next()
+		messages.Stop()
+		taken <- err
+	}()
+	for want := 6; ; want++ {
+		b.appendN(1, 1)
+		require.Eventually(t, func() bool { return len(taken) > 0 || b.count(b.consumer, "effects") == want }, patience, time.Millisecond)
+		if len(taken) > 0 {
+			require.NoError(t, <-taken)
+			break
+		}
+	}
+	began := time.Now()
+	b.complete()
+	require.Less(t, time.Since(began), ackWait/2)
+}
+
 // endHolders ends the connections that hold the advisory locks.
 func (b *bed) endHolders(db *database.Database) {
 	b.t.Helper()
