@@ -184,22 +184,30 @@ func (c *Client) moveUnwanted(ctx context.Context, here *nomad.Node, progress fu
 		if *job.Type != nomad.JobTypeService || wants(job, alloc.TaskGroup, here) {
 			continue
 		}
-		other, err := c.anotherFor(ctx, job, alloc.TaskGroup, here.ID)
+		moved, err := c.move(ctx, job, alloc, here.Name, progress)
 		if err != nil {
 			return err
 		}
-		if !other {
+		if !moved {
 			stuck = append(stuck, fmt.Errorf("%s/%s stays on %s: no other machine that is ready has what its job asks for", alloc.JobID, Short(alloc.ID), here.Name))
-			continue
 		}
-		progress(Progress{Job: alloc.JobID, Message: fmt.Sprintf("moving %s off %s", Short(alloc.ID), here.Name)})
-		replacement, err := c.replace(ctx, alloc.ID)
-		if err != nil {
-			return fmt.Errorf("moving %s/%s off %s: %w", alloc.JobID, Short(alloc.ID), here.Name, err)
-		}
-		progress(Progress{Job: alloc.JobID, Message: fmt.Sprintf("%s became %s", Short(alloc.ID), Short(replacement))})
 	}
 	return errors.Join(stuck...)
+}
+
+// move has an instance of a service replaced on another machine, and waits until it is
+// healthy there. It says whether there is a machine that takes it.
+func (c *Client) move(ctx context.Context, job *nomad.Job, alloc *nomad.Allocation, from string, progress func(Progress)) (bool, error) {
+	if other, err := c.anotherFor(ctx, job, alloc.TaskGroup, alloc.NodeID); err != nil || !other {
+		return false, err
+	}
+	progress(Progress{Job: alloc.JobID, Message: fmt.Sprintf("moving %s off %s", Short(alloc.ID), from)})
+	replacement, err := c.replace(ctx, alloc.ID)
+	if err != nil {
+		return false, fmt.Errorf("moving %s/%s off %s: %w", alloc.JobID, Short(alloc.ID), from, err)
+	}
+	progress(Progress{Job: alloc.JobID, Message: fmt.Sprintf("%s became %s", Short(alloc.ID), Short(replacement))})
+	return true, nil
 }
 
 // anotherFor says whether a machine other than one would take an instance of a
@@ -269,7 +277,9 @@ func wants(job *nomad.Job, groupName string, node *nomad.Node) bool {
 // returns when nothing runs there any more; the machine then takes nothing until
 // SetEligible. What has not left by the deadline is stopped. An instance whose
 // data only this machine has cannot move: without withData nothing is drained
-// then, with it the instance stops and waits for the machine.
+// then; with it everything else moves first, because what needs the data becomes
+// healthy elsewhere only as long as it is there, and then the instance stops and waits
+// for the machine.
 func (c *Client) Drain(ctx context.Context, name string, deadline time.Duration, withData bool, progress func(Progress)) error {
 	if progress == nil {
 		progress = func(Progress) {}
@@ -282,6 +292,7 @@ func (c *Client) Drain(ctx context.Context, name string, deadline time.Duration,
 	if err != nil {
 		return err
 	}
+	var movable []*nomad.Allocation
 	for _, alloc := range running {
 		pinned, err := c.pinned(ctx, alloc)
 		if err != nil {
@@ -291,11 +302,42 @@ func (c *Client) Drain(ctx context.Context, name string, deadline time.Duration,
 			return fmt.Errorf("draining machine %s: only it has the data of %s, which would be away until the machine is back: --with-data does it all the same",
 				node.Name, alloc.JobID)
 		}
+		if !pinned {
+			movable = append(movable, alloc)
+		}
+	}
+	if len(movable) < len(running) {
+		if err := c.moveOff(ctx, node, movable, deadline, progress); err != nil {
+			return fmt.Errorf("draining machine %s, which takes nothing new from now on: %w", node.Name, err)
+		}
 	}
 	if _, err := c.nomad.Nodes().UpdateDrain(node.ID, &nomad.DrainSpec{Deadline: deadline}, false, write(ctx)); err != nil {
 		return fmt.Errorf("draining machine %s: %w", node.Name, explain(err))
 	}
 	return c.waitDrained(ctx, node, progress)
+}
+
+// moveOff moves instances off a machine, which takes nothing any more. One that no
+// other machine takes stays, and so does what has not moved by the deadline.
+func (c *Client) moveOff(ctx context.Context, node *nomad.NodeListStub, instances []*nomad.Allocation, deadline time.Duration, progress func(Progress)) error {
+	if _, err := c.nomad.Nodes().ToggleEligibility(node.ID, false, write(ctx)); err != nil {
+		return explain(err)
+	}
+	within, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	for _, alloc := range instances {
+		job, err := c.job(ctx, alloc.JobID)
+		if err != nil {
+			return err
+		}
+		if *job.Type != nomad.JobTypeService {
+			continue
+		}
+		if _, err := c.move(within, job, alloc, node.Name, progress); err != nil && (within.Err() == nil || ctx.Err() != nil) {
+			return err
+		}
+	}
+	return nil
 }
 
 // pinned says whether an instance uses data that no other machine has.

@@ -112,6 +112,9 @@ func (c *nodesDrainCmd) Validate() error {
 func (c *nodesDrainCmd) Run(e *env, n *nodesCmd) error {
 	// After the deadline instances are stopped, which takes their kill_timeout.
 	limit := c.Deadline + 2*time.Minute
+	if c.WithData {
+		limit += c.Deadline // which what can move has before that
+	}
 	ctx, cancel := context.WithTimeoutCause(e.ctx, limit, fmt.Errorf("it took longer than %s", limit))
 	defer cancel()
 	client, _, err := n.reach(e)
