@@ -162,10 +162,9 @@ func (w *writer) begin(t *testing.T, ctx context.Context) {
 	}
 }
 
-// write edits one creative after the other until stop is closed. What fails is
-// tried again when its turn comes.
-func (w *writer) write(ctx context.Context, stop <-chan struct{}) {
-	tick := time.NewTicker(editEvery)
+// every calls do, and counts, until stop is closed.
+func every(ctx context.Context, stop <-chan struct{}, pause time.Duration, do func(n int)) {
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		select {
@@ -175,12 +174,12 @@ func (w *writer) write(ctx context.Context, stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		if err := w.edit(ctx, w.market.Buyers[n%len(w.market.Buyers)], n); err != nil {
-			w.failed++
-		}
+		do(n)
 	}
 }
 
+// edit has a buyer write something else, and the owner of the displays approve it. What
+// fails is tried again when its turn comes.
 func (w *writer) edit(ctx context.Context, buyer *scenario.Owner, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, editTimeout)
 	defer cancel()
@@ -236,26 +235,23 @@ func TestFaults(t *testing.T) {
 	stop := make(chan struct{})
 	m.Open(ctx, faultBuyers, math.MaxInt64, seed)
 	var working sync.WaitGroup
-	working.Go(func() { w.write(ctx, stop) })
+	working.Go(func() {
+		every(ctx, stop, editEvery, func(n int) {
+			if err := w.edit(ctx, m.Buyers[n%len(m.Buyers)], n); err != nil {
+				w.failed++
+			}
+		})
+	})
 	shown, unshown := 0, 0
 	working.Go(func() {
-		tick := time.NewTicker(showEvery)
-		defer tick.Stop()
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+		every(ctx, stop, showEvery, func(n int) {
 			creative := []string{"second", "first"}[n%2]
 			if fleet.Show(ctx, creative, playlists[creative]) == nil {
 				shown++
 			} else {
 				unshown++ // of some displays
 			}
-		}
+		})
 	})
 	finish := sync.OnceFunc(func() {
 		close(stop)

@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/csv"
 	"fmt"
+	"image"
+	"image/png"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +20,7 @@ import (
 
 	"github.com/marquee-ads/marquee/e2e/scenario"
 	"github.com/marquee-ads/marquee/platform/fault/grpcfault"
+	"github.com/marquee-ads/marquee/platform/stack"
 	orderv1 "github.com/marquee-ads/marquee/proto/gen/marquee/order/v1"
 )
 
@@ -186,10 +191,39 @@ func text(words string) *orderv1.CreativeContent {
 	return &orderv1.CreativeContent{Content: &orderv1.CreativeContent_Text{Text: &orderv1.TextContent{Text: words, Color: "#FFCC00", Bold: true}}}
 }
 
+// videoLength is how long the video of video is.
+const videoLength = 2 * time.Second
+
+func video(t *testing.T) []byte {
+	t.Helper()
+	content, err := os.ReadFile("../services/order/media/testdata/front.mp4")
+	require.NoError(t, err)
+	return content
+}
+
+// picture is a PNG.
+func picture(t *testing.T, width, height int) []byte {
+	t.Helper()
+	var content bytes.Buffer
+	require.NoError(t, png.Encode(&content, image.NewGray(image.Rect(0, 0, width, height))))
+	return content.Bytes()
+}
+
+// upload is the content of a creative, uploaded in two parts through one gateway and
+// then the other.
+func (j *journey) upload(t *testing.T, ctx context.Context, gateways []stack.Gateway, content []byte) *orderv1.CreativeContent {
+	t.Helper()
+	token, err := j.buyer.Token(ctx)
+	require.NoError(t, err)
+	name := scenario.NewMedia(gateways, token).Upload(ctx, t, j.buyer.Organisation, content, 2)
+	return &orderv1.CreativeContent{Content: &orderv1.CreativeContent_MediaSha256{MediaSha256: name}}
+}
+
 // An advertiser and an owner of displays sign up; a display is enrolled, found, held,
 // paid and shows what the advertiser wrote as soon as its owner approves it. It is
-// edited, rejected, edited again and taken down; what is left of the booking is given
-// back. What was played, and the money, add up to the end.
+// edited, rejected, edited again, replaced by a picture and by a video, and taken down;
+// what is left of the booking is given back. What was played, and the money, add up to
+// the end.
 func TestJourney(t *testing.T) {
 	ctx := begin(t, 4*time.Minute)
 	gateways, _ := bothGateways(t, ctx)
@@ -271,16 +305,16 @@ func TestJourney(t *testing.T) {
 	t.Logf("three plays are delivered %s after it was shown", counted.Round(time.Millisecond))
 
 	// What was approved stays until what was written since is.
-	edit := func(version int32, words string) time.Time {
+	edit := func(version int32, content *orderv1.CreativeContent) time.Time {
 		t.Helper()
 		began := time.Now()
 		var edited orderv1.UpdateCreativeResponse
-		j.ask(t, ctx, j.buyer, &orderv1.UpdateCreativeRequest{CreativeId: creative, Title: "Spring sale", Content: text(words), Version: version - 1}, &edited)
+		j.ask(t, ctx, j.buyer, &orderv1.UpdateCreativeRequest{CreativeId: creative, Title: "Spring sale", Content: content, Version: version - 1}, &edited)
 		require.Equal(t, version, edited.GetCreative().GetVersions()[0].GetVersion())
 		j.pending(t, ctx, creative, version)
 		return began
 	}
-	edited := edit(2, "The best words ever")
+	edited := edit(2, text("The best words ever"))
 	player.Showing(ctx, t, edited, 3*slotLength, "the first version still", func(s scenario.Shown) bool { return s.Creative == first })
 	require.EqualValues(t, 1, j.line(t, ctx, order).GetShownVersion())
 	decide(2, "says what nobody can prove")
@@ -292,7 +326,7 @@ func TestJourney(t *testing.T) {
 	require.Len(t, rejected.GetApprovals(), 1)
 	require.Equal(t, "says what nobody can prove", rejected.GetApprovals()[0].GetReason())
 	require.Equal(t, orderv1.ApprovalState_APPROVAL_STATE_REJECTED, rejected.GetApprovals()[0].GetState())
-	edit(3, "Half of everything must go")
+	edit(3, text("Half of everything must go"))
 	asked, answered = decide(3, "")
 	second := appears(asked, answered, "Half of everything must go")
 	require.NotEqual(t, first, second)
@@ -303,6 +337,36 @@ func TestJourney(t *testing.T) {
 		}
 		return nil
 	})
+
+	// A picture, and then a video, which is shorter than the slot.
+	lengths := map[string]time.Duration{first: slotLength, second: slotLength}
+	for _, m := range []struct {
+		what, mediaType string
+		content         []byte
+		width, height   int32
+		length          time.Duration
+	}{
+		{"a picture", "image/png", picture(t, 108, 192), 108, 192, slotLength},
+		{"a video", "video/mp4", video(t), 64, 48, videoLength},
+	} {
+		version := int32(len(lengths) + 2)
+		edit(version, j.upload(t, ctx, gateways, m.content))
+		asked, answered = decide(version, "")
+		shown := player.Showing(ctx, t, asked, 20*time.Second, m.what, func(s scenario.Shown) bool { return mine(s.Creative) && lengths[s.Creative] == 0 })
+		t.Logf("%s is on the screen %s after the approval was asked for, %s after it was answered", m.what,
+			shown.Time.Sub(asked).Round(time.Millisecond), shown.Time.Sub(answered).Round(time.Millisecond))
+		require.LessOrEqual(t, shown.Time.Sub(answered), onScreenWithin)
+		lengths[shown.Creative] = m.length
+		j.ask(t, ctx, j.buyer, &orderv1.GetCreativeRequest{CreativeId: creative}, &found)
+		newest := found.GetCreative().GetVersions()[0]
+		require.Equal(t, []any{version, m.mediaType, m.width, m.height}, []any{newest.GetVersion(), newest.GetMediaType(), newest.GetWidthPx(), newest.GetHeightPx()})
+		scenario.Eventually(ctx, t, 5*slotLength, m.what+" was played", func() error {
+			if len(player.Plays(is(shown.Creative))) == 0 {
+				return errNotYet
+			}
+			return nil
+		})
+	}
 
 	asked = time.Now()
 	j.ask(t, ctx, j.buyer, &orderv1.TakeDownCreativeRequest{CreativeId: creative}, nil)
@@ -315,7 +379,7 @@ func TestJourney(t *testing.T) {
 	// What the player wrote down is what is delivered.
 	full := 0
 	for _, play := range player.Plays(mine) {
-		if play.Duration >= slotLength-playTolerance && play.Duration <= slotLength+playTolerance {
+		if play.Duration >= lengths[play.Creative]-playTolerance && play.Duration <= slotLength+playTolerance {
 			full++
 		}
 	}

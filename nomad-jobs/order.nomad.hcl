@@ -183,9 +183,9 @@ variable "order_cpu" {
 }
 
 variable "order_memory" {
-  description = "Memory of an instance, in MiB; where the driver enforces it, looking into the largest images takes 1,024 more."
+  description = "Memory of an instance, in MiB. Half of it is for looking into images: 512 are enough for JPEGs of 11 million pixels, 3072 for all that the API allows; larger ones are refused."
   type        = number
-  default     = 256
+  default     = 512
 
   validation {
     condition     = var.order_memory >= 64

@@ -8,9 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/oklog/ulid/v2"
 	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/marquee-ads/marquee/platform/database"
 )
 
 const (
@@ -42,7 +43,7 @@ func NewOutbox(stream Stream) (*Outbox, error) {
 // published, in this order, and otherwise they never happened. It sets their ID
 // and Time itself. The error names what an event has wrong, which is the
 // caller's mistake, or is the database's.
-func (o *Outbox) Append(ctx context.Context, tx pgx.Tx, list ...Event) error {
+func (o *Outbox) Append(ctx context.Context, tx database.Executor, list ...Event) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -82,7 +83,7 @@ func (o *Outbox) Append(ctx context.Context, tx pgx.Tx, list ...Event) error {
 // notify wakes the relay at the transaction's commit. A relay that is awake
 // looks again by itself, so that those who do not notify wait for little longer
 // than their own transaction took.
-func (o *Outbox) notify(ctx context.Context, tx pgx.Tx) error {
+func (o *Outbox) notify(ctx context.Context, tx database.Executor) error {
 	now, last := time.Now().UnixNano(), o.notified.Load()
 	if now-last < int64(notifyEvery) || !o.notified.CompareAndSwap(last, now) {
 		return nil

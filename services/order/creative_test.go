@@ -36,7 +36,7 @@ func newGallery(t *testing.T) *gallery {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, kept.Close()) })
 	g.kept = kept
-	store, err := media.New(kept)
+	store, err := media.New(kept, media.DefaultLimits().Memory)
 	require.NoError(t, err)
 	g.Service = order.New(g.store, order.Outside{Media: store}, g.now, rand.Reader)
 	return g

@@ -32,11 +32,14 @@ type format struct {
 	rest func(*bufio.Reader, image.Config, image.Image, Limits) error
 }
 
+// pixelMemory is the most bytes that any of formats takes for a pixel.
+const pixelMemory = 24
+
 // formats are the images that are taken.
 var formats = map[string]format{
 	"image/png": {name: "PNG", memory: 12, config: png.DecodeConfig, check: checkPNG, decode: png.Decode, rest: nothingBehind},
 	// Cameras write more images behind the first, so that what is behind it is let be.
-	"image/jpeg": {name: "JPEG", memory: 24, config: jpeg.DecodeConfig, decode: jpeg.Decode, orientation: orientation},
+	"image/jpeg": {name: "JPEG", memory: pixelMemory, config: jpeg.DecodeConfig, decode: jpeg.Decode, orientation: orientation},
 	"image/gif":  {name: "GIF", memory: 2, config: gif.DecodeConfig, decode: gif.Decode, rest: restOfGIF},
 	"image/webp": {name: "WebP", memory: 16, config: webp.DecodeConfig, check: checkWebP, decode: webp.Decode},
 }
@@ -56,7 +59,11 @@ func (i *Inspector) inspectImage(src *source, f format) (Found, error) {
 	case pixels > i.limits.ImagePixels:
 		return Found{}, invalid("the image has %d by %d pixels: the most is %d in all", width, height, i.limits.ImagePixels)
 	}
-	release, err := i.take(src.ctx, int64(width)*int64(height)*f.memory)
+	memory := int64(width) * int64(height) * f.memory
+	if memory > i.limits.Memory {
+		return Found{}, invalid("the image has %d by %d pixels: to look into a %s there is memory for %d in all", width, height, f.name, i.limits.Memory/f.memory)
+	}
+	release, err := i.take(src.ctx, memory)
 	if err != nil {
 		return Found{}, err
 	}

@@ -29,16 +29,17 @@ type Limits struct {
 	// VideoLength is how long a video is at most.
 	VideoLength time.Duration
 	// Memory is how much looking takes at a time, in bytes: who would take more waits,
-	// and who needs more than all of it has it alone. An image takes no more than 24
-	// bytes for each of its pixels.
+	// and an image that needs more than all of it is refused. One takes no more than
+	// pixelMemory for each of its pixels.
 	Memory int64
 }
 
-// DefaultLimits are those that the API tells of.
+// DefaultLimits are those that the API tells of, with memory for all that they let in.
 func DefaultLimits() Limits {
+	const pixels = 64_000_000
 	return Limits{
-		ImageSide: 16_384, ImagePixels: 64_000_000, Frames: 1_000, FramePixels: 512_000_000,
-		VideoSide: 7_680, VideoLength: 10 * time.Minute, Memory: 1 << 30,
+		ImageSide: 16_384, ImagePixels: pixels, Frames: 1_000, FramePixels: 512_000_000,
+		VideoSide: 7_680, VideoLength: 10 * time.Minute, Memory: pixels * pixelMemory,
 	}
 }
 

@@ -426,7 +426,7 @@ func (g *gate) Seek(offset int64, whence int) (int64, error) {
 // Looking waits for memory that others have, for as long as its caller does.
 func TestMemory(t *testing.T) {
 	limits := media.DefaultLimits()
-	limits.Memory = 1 << 20
+	limits.Memory = 700 * 300 * 24
 	i := media.NewInspector(limits)
 	content := encoded(t, "image/jpeg", halves(700, 300))
 	g := &gate{ReadSeeker: bytes.NewReader(content), reached: make(chan struct{}), open: make(chan struct{})}
@@ -444,4 +444,8 @@ func TestMemory(t *testing.T) {
 	require.NoError(t, <-first)
 	_, err = i.Inspect(t.Context(), bytes.NewReader(content), int64(len(content)), "image/jpeg")
 	require.NoError(t, err, "what the first had came back")
+	larger := encoded(t, "image/jpeg", halves(702, 300))
+	_, err = i.Inspect(t.Context(), bytes.NewReader(larger), int64(len(larger)), "image/jpeg")
+	require.ErrorIs(t, err, order.ErrMediaInvalid)
+	require.ErrorContains(t, err, "the image has 702 by 300 pixels: to look into a JPEG there is memory for 210000 in all")
 }

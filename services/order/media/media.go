@@ -22,13 +22,16 @@ type Store struct {
 	fonts     fonts
 }
 
-// New looks into what is in a store, and keeps there what is made of it.
-func New(store *blobs.Store) (*Store, error) {
+// New looks into what is in a store, and keeps there what is made of it. memory is how
+// much looking may take, in bytes; more than DefaultLimits has is not used.
+func New(store *blobs.Store, memory int64) (*Store, error) {
 	f, err := parseFonts()
 	if err != nil {
 		return nil, err
 	}
-	return &Store{blobs: store, inspector: NewInspector(DefaultLimits()), fonts: f}, nil
+	limits := DefaultLimits()
+	limits.Memory = min(limits.Memory, memory)
+	return &Store{blobs: store, inspector: NewInspector(limits), fonts: f}, nil
 }
 
 // Look implements order.Media.

@@ -29,7 +29,7 @@ func newStore(t *testing.T) (store *media.Store, kept *blobs.Store, folder strin
 	kept, err := blobs.Open(t.Context(), "file://"+folder, blobs.Limits{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, kept.Close()) })
-	store, err = media.New(kept)
+	store, err = media.New(kept, media.DefaultLimits().Memory)
 	require.NoError(t, err)
 	return store, kept, folder
 }

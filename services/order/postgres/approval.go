@@ -17,7 +17,7 @@ func (w work) askApproval(ctx context.Context, now time.Time, creativeID string)
 	if _, err := w.ShareCreative(ctx, creativeID); err != nil {
 		return err
 	}
-	return w.AskApprovals(ctx, query.AskApprovalsParams{CreativeID: creativeID, Now: now})
+	return w.later.AskApprovals(ctx, query.AskApprovalsParams{CreativeID: creativeID, Now: now})
 }
 
 // ListApprovals implements order.Store.
@@ -97,7 +97,7 @@ func (s *Store) DecideApproval(ctx context.Context, d order.Decision) (decided o
 			decided = before
 			return nil
 		}
-		if err := w.DecideApproval(ctx, query.DecideApprovalParams{
+		if err := w.later.DecideApproval(ctx, query.DecideApprovalParams{
 			CreativeID: d.CreativeID, Version: int32(d.Version), OwnerID: d.OwnerID, State: string(d.State), Reason: d.Reason, DecideTime: d.Time,
 		}); err != nil {
 			return err

@@ -43,7 +43,7 @@ func (s *Store) CreateCreative(ctx context.Context, r order.Request, c order.Cre
 			made, err = creative(ctx, w.Queries, c.OrganisationID, before)
 			return err
 		}
-		if err := w.LockCreativesOf(ctx, c.OrganisationID); err != nil {
+		if err := w.later.LockCreativesOf(ctx, c.OrganisationID); err != nil {
 			return err
 		}
 		n, err := w.CountCreatives(ctx, c.OrganisationID)
@@ -54,7 +54,7 @@ func (s *Store) CreateCreative(ctx context.Context, r order.Request, c order.Cre
 			return order.ErrTooManyCreatives
 		}
 		v := c.Newest()
-		if err := w.InsertCreative(ctx, query.InsertCreativeParams{
+		if err := w.later.InsertCreative(ctx, query.InsertCreativeParams{
 			CreativeID: c.ID, OrganisationID: c.OrganisationID, Title: c.Title, Version: int32(v.Number), CreateTime: c.CreateTime,
 		}); err != nil {
 			return err
@@ -72,7 +72,7 @@ func (w work) addVersion(ctx context.Context, creativeID string, v order.Version
 			return fmt.Errorf("writing a text: %w", err)
 		}
 	}
-	return w.InsertCreativeVersion(ctx, query.InsertCreativeVersionParams{
+	return w.later.InsertCreativeVersion(ctx, query.InsertCreativeVersionParams{
 		CreativeID: creativeID, Version: int32(v.Number), TextContent: text, Sha256: v.SHA256, MediaType: v.MediaType,
 		WidthPx: int32(v.Width), HeightPx: int32(v.Height), DurationMs: int32(v.Duration.Milliseconds()), Thumbnail: v.Thumbnail, CreateTime: v.CreateTime,
 	})
@@ -208,7 +208,7 @@ func (s *Store) UpdateCreative(ctx context.Context, e order.Edit) (order.Creativ
 			return order.ErrCreativeChanged
 		}
 		if same {
-			return w.ChangeCreative(ctx, query.ChangeCreativeParams{CreativeID: e.ID, Title: e.Title, Version: int32(newest.Number)})
+			return w.later.ChangeCreative(ctx, query.ChangeCreativeParams{CreativeID: e.ID, Title: e.Title, Version: int32(newest.Number)})
 		}
 		if newest.Number >= order.MaxVersions {
 			return order.ErrTooManyVersions
@@ -220,7 +220,7 @@ func (s *Store) UpdateCreative(ctx context.Context, e order.Edit) (order.Creativ
 		if err := w.addVersion(ctx, e.ID, v); err != nil {
 			return err
 		}
-		if err := w.ChangeCreative(ctx, query.ChangeCreativeParams{CreativeID: e.ID, Title: e.Title, Version: int32(v.Number)}); err != nil {
+		if err := w.later.ChangeCreative(ctx, query.ChangeCreativeParams{CreativeID: e.ID, Title: e.Title, Version: int32(v.Number)}); err != nil {
 			return err
 		}
 		if err := w.askApproval(ctx, e.Time, e.ID); err != nil {
@@ -256,7 +256,7 @@ func (s *Store) TakeDownCreative(ctx context.Context, organisationID, id string,
 		if !c.TakeDownTime.IsZero() {
 			return nil
 		}
-		if err := w.TakeDownCreative(ctx, query.TakeDownCreativeParams{CreativeID: id, TakeDownTime: now}); err != nil {
+		if err := w.later.TakeDownCreative(ctx, query.TakeDownCreativeParams{CreativeID: id, TakeDownTime: now}); err != nil {
 			return err
 		}
 		return w.tellOfCreative(ctx, now, id, "")
@@ -338,8 +338,8 @@ func (w work) show(ctx context.Context, l order.LineCreative, o order.Order) err
 			}
 		}
 	}
-	if err := w.LockLinesOf(ctx, l.OrderID); err != nil {
+	if err := w.later.LockLinesOf(ctx, l.OrderID); err != nil {
 		return err
 	}
-	return w.SetLineCreative(ctx, query.SetLineCreativeParams{CreativeID: l.CreativeID, LineIds: lineIDs(o)})
+	return w.later.SetLineCreative(ctx, query.SetLineCreativeParams{CreativeID: l.CreativeID, LineIds: lineIDs(o)})
 }

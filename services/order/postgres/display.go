@@ -38,18 +38,10 @@ func displays(ctx context.Context, q *query.Queries, ids []string) (map[string]o
 }
 
 // lockDisplays makes sure that nobody else changes what is reserved on displays until
-// the transaction ends, and reads them: those of ids that are known. Who changes
-// reservations of a display has locked it, and all that they change at once, before
-// they lock accounts.
-func (w work) lockDisplays(ctx context.Context, ids []string) (map[string]order.Display, error) {
-	numbers, err := w.DisplayNumbers(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	if err := w.LockDisplays(ctx, numbers); err != nil {
-		return nil, err
-	}
-	return displays(ctx, w.Queries, ids)
+// the transaction ends. Who changes reservations of a display has locked it, and all
+// that they change at once, before they lock accounts.
+func (w work) lockDisplays(ctx context.Context, ids []string) error {
+	return w.later.LockDisplays(ctx, ids)
 }
 
 func displayOf(r query.Display) (order.Display, error) {

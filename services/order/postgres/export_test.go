@@ -15,10 +15,13 @@ func (s *Store) Move(ctx context.Context, now time.Time, entries ...order.Entry)
 // Locked calls do while these displays are locked.
 func (s *Store) Locked(ctx context.Context, ids []string, do func(map[string]order.Display) error) error {
 	return s.transact(ctx, func(ctx context.Context, w work) error {
-		displays, err := w.lockDisplays(ctx, ids)
+		if err := w.lockDisplays(ctx, ids); err != nil {
+			return err
+		}
+		read, err := displays(ctx, w.Queries, ids)
 		if err != nil {
 			return err
 		}
-		return do(displays)
+		return do(read)
 	})
 }

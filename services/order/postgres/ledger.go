@@ -70,13 +70,13 @@ func (w work) move(ctx context.Context, now time.Time, entries ...order.Entry) e
 	if p.EntryIds == nil {
 		return nil
 	}
-	if err := w.AddAccounts(ctx, accounts); err != nil {
+	if err := w.later.AddAccounts(ctx, accounts); err != nil {
 		return err
 	}
 	if err := w.changeBalances(ctx, changes, units); err != nil {
 		return err
 	}
-	return w.InsertEntries(ctx, p)
+	return w.later.InsertEntries(ctx, p)
 }
 
 // changeBalances adds to the balances of those accounts that have one. That none is

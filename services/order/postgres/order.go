@@ -32,53 +32,57 @@ func (s *Store) HoldOrder(ctx context.Context, r order.Request, h order.Hold) (h
 				return err
 			}
 		}
-		displays, err := w.lockDisplays(ctx, h.DeviceIDs())
+		if err := w.lockDisplays(ctx, h.DeviceIDs()); err != nil {
+			return err
+		}
+		on, err := displays(ctx, w.Queries, h.DeviceIDs())
 		if err != nil {
 			return err
 		}
-		if held, err = h.On(displays, showing); err != nil {
+		if held, err = h.On(on, showing); err != nil {
 			return err
 		}
-		taken, err := w.taken(ctx, held.Lines, displays)
+		taken, err := w.taken(ctx, held.Lines, on)
 		if err != nil {
 			return err
 		}
 		if err := h.Place(&held, taken); err != nil {
 			return err
 		}
-		if err := w.boundHolds(ctx, organisationID); err != nil {
+		now, err := w.boundHolds(ctx, organisationID)
+		if err != nil {
 			return err
 		}
-		if held.HoldExpireTime, err = w.InsertOrder(ctx, query.InsertOrderParams{
+		held.HoldExpireTime = now.Add(h.Lifetime).UTC().Truncate(time.Microsecond) // as Postgres keeps it
+		if err := w.later.InsertOrder(ctx, query.InsertOrderParams{
 			OrderID: held.ID, OrganisationID: organisationID, Title: held.Title, State: string(held.State),
 			PriceMinor: held.Price.Minor, Currency: held.Price.Currency, LineCount: int32(held.LineCount),
-			CreateTime: held.CreateTime, LifetimeSeconds: h.Lifetime.Seconds(), EndTime: held.EndTime,
+			CreateTime: held.CreateTime, HoldExpireTime: held.HoldExpireTime, EndTime: held.EndTime,
 		}); err != nil {
 			return err
 		}
-		held.HoldExpireTime = held.HoldExpireTime.UTC()
 		if err := w.insertLines(ctx, held); err != nil {
 			return err
 		}
-		return w.reserve(ctx, held, displays)
+		return w.reserve(ctx, held, on)
 	})
 	return held, err
 }
 
-// boundHolds makes sure that an organisation may hold one more order. Errors:
-// order.ErrTooManyHolds.
-func (w work) boundHolds(ctx context.Context, organisationID string) error {
-	if err := w.LockHoldsOf(ctx, organisationID); err != nil {
-		return err
+// boundHolds makes sure that an organisation may hold one more order, and returns what
+// time it is by the database's clock. Errors: order.ErrTooManyHolds.
+func (w work) boundHolds(ctx context.Context, organisationID string) (now time.Time, err error) {
+	if err := w.later.LockHoldsOf(ctx, organisationID); err != nil {
+		return time.Time{}, err
 	}
-	n, err := w.CountHolds(ctx, organisationID)
+	holds, err := w.CountHolds(ctx, organisationID)
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
-	if n >= order.MaxHolds {
-		return order.ErrTooManyHolds
+	if holds.Count >= order.MaxHolds {
+		return time.Time{}, order.ErrTooManyHolds
 	}
-	return nil
+	return holds.Clock, nil
 }
 
 func (w work) insertLines(ctx context.Context, o order.Order) error {
@@ -124,7 +128,7 @@ func (s *Store) BookOrder(ctx context.Context, r order.Request, organisationID, 
 		if err := w.updateOrder(ctx, booked); err != nil {
 			return err
 		}
-		if err := w.BookLines(ctx, id); err != nil {
+		if err := w.later.BookLines(ctx, id); err != nil {
 			return err
 		}
 		for _, creativeID := range booked.CreativeIDs() {
@@ -146,16 +150,16 @@ func (s *Store) CancelOrder(ctx context.Context, r order.Request, organisationID
 		if err != nil {
 			return err
 		}
-		if _, err := w.lockDisplays(ctx, o.DeviceIDs()); err != nil {
+		if err := w.lockDisplays(ctx, o.DeviceIDs()); err != nil {
 			return err
 		}
 		if err := w.updateOrder(ctx, cancelled); err != nil {
 			return err
 		}
 		if o.State == order.Held {
-			return w.DeleteReservations(ctx, lineIDs(o))
+			return w.later.DeleteReservations(ctx, lineIDs(o))
 		}
-		if err := w.LockLinesOf(ctx, id); err != nil {
+		if err := w.later.LockLinesOf(ctx, id); err != nil {
 			return err
 		}
 		if err := w.cutLines(ctx, cancelled.Lines); err != nil {
@@ -220,7 +224,7 @@ func (w work) lockOrder(ctx context.Context, organisationID, id string) (order.O
 }
 
 func (w work) updateOrder(ctx context.Context, o order.Order) error {
-	return w.UpdateOrder(ctx, query.UpdateOrderParams{
+	return w.later.UpdateOrder(ctx, query.UpdateOrderParams{
 		OrderID: o.ID, State: string(o.State), BookTime: stored(o.BookTime), CancelTime: stored(o.CancelTime), RefundedMinor: o.RefundedMinor,
 	})
 }

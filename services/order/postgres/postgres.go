@@ -55,14 +55,18 @@ func (s *Store) Prepare(ctx context.Context) error {
 // work is one transaction: its queries, and what else happens in it.
 type work struct {
 	*query.Queries
+	// later is for statements whose answers nobody waits for: they go to the server
+	// with the next of the others, in their order, and what is wrong with one is the
+	// error of that.
+	later *query.Queries
 	store *Store
-	tx    pgx.Tx
+	tx    *database.Pipeline
 }
 
 // transact commits what use does, all of it or nothing; use may be called again.
 func (s *Store) transact(ctx context.Context, use func(context.Context, work) error) error {
-	return s.db.Transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		return use(ctx, work{Queries: s.q.WithTx(tx), store: s, tx: tx})
+	return s.db.TransactPipelined(ctx, func(ctx context.Context, tx *database.Pipeline) error {
+		return use(ctx, work{Queries: query.New(tx), later: query.New(tx.Later()), store: s, tx: tx})
 	})
 }
 

@@ -27,7 +27,7 @@ func (w work) taken(ctx context.Context, lines []order.Line, displays map[string
 		wanted[i] = query.TakenPlacesParams{FromPlace: place(d, 0), UntilPlace: place(d, placesOfDisplay), Times: multirange(l.Times)}
 	}
 	slices.Sort(numbers)
-	if _, err := w.DeleteExpiredReservations(ctx, slices.Compact(numbers)); err != nil {
+	if err := w.later.DeleteExpiredReservations(ctx, slices.Compact(numbers)); err != nil {
 		return nil, err
 	}
 	var first error
@@ -61,7 +61,7 @@ func (w work) reserve(ctx context.Context, o order.Order, displays map[string]or
 // keep makes an order's reservations last. Errors: order.ErrHoldExpired when some of
 // them are gone.
 func (w work) keep(ctx context.Context, o order.Order) error {
-	if _, err := w.lockDisplays(ctx, o.DeviceIDs()); err != nil {
+	if err := w.lockDisplays(ctx, o.DeviceIDs()); err != nil {
 		return err
 	}
 	kept, err := w.BookReservations(ctx, lineIDs(o))
@@ -88,8 +88,8 @@ func (w work) free(ctx context.Context, o order.Order) error {
 			cut = append(cut, l.ID)
 		}
 	}
-	if err := w.DeleteReservations(ctx, gone); err != nil {
+	if err := w.later.DeleteReservations(ctx, gone); err != nil {
 		return err
 	}
-	return w.CutReservations(ctx, cut)
+	return w.later.CutReservations(ctx, cut)
 }

@@ -18,7 +18,7 @@ func (w work) payOut(ctx context.Context, now time.Time, o order.Order) error {
 		lines.EarnedMinor = append(lines.EarnedMinor, earned[l.ID])
 		lines.RefundedMinor = append(lines.RefundedMinor, l.RefundedMinor)
 	}
-	if err := w.SettleLines(ctx, lines); err != nil {
+	if err := w.later.SettleLines(ctx, lines); err != nil {
 		return err
 	}
 	if len(entries) == 0 {
@@ -63,7 +63,7 @@ func (s *Store) SettleOrder(ctx context.Context, o order.Order, counted map[stri
 		if err != nil {
 			return err
 		}
-		if err := w.LockLinesOf(ctx, o.ID); err != nil {
+		if err := w.later.LockLinesOf(ctx, o.ID); err != nil {
 			return err
 		}
 		if err := w.updateOrder(ctx, done); err != nil {

@@ -26,10 +26,11 @@ func (w work) tell(ctx context.Context, now time.Time, lineIDs ...string) error 
 	if len(lineIDs) == 0 {
 		return nil
 	}
-	if _, err := w.LockLinesToTell(ctx, lineIDs); err != nil {
+	if err := w.later.LockLinesToTell(ctx, lineIDs); err != nil {
 		return err
 	}
-	// Only now: while it waited, somebody else may have changed what it reads.
+	// A statement of its own: while the one before waited, somebody else may have changed
+	// what this reads.
 	rows, err := w.LinesToTell(ctx, lineIDs)
 	if err != nil {
 		return err
@@ -63,10 +64,10 @@ func (w work) tell(ctx context.Context, now time.Time, lineIDs ...string) error 
 	if len(list) == 0 {
 		return nil
 	}
-	if err := w.TellLines(ctx, told); err != nil {
+	if err := w.later.TellLines(ctx, told); err != nil {
 		return err
 	}
-	return w.store.outbox.Append(ctx, w.tx, list...)
+	return w.store.outbox.Append(ctx, w.tx.Later(), list...)
 }
 
 // toldOf is what a line's display was told last.
@@ -179,7 +180,7 @@ const maxBookedLines = 10_000
 // KeepSold implements order.DeliveryStore.
 func (s *Store) KeepSold(ctx context.Context, deviceID string, now time.Time, use func(context.Context, []order.BookedLine) error) error {
 	return s.transact(ctx, func(ctx context.Context, w work) error {
-		if _, err := w.lockDisplays(ctx, []string{deviceID}); err != nil {
+		if err := w.lockDisplays(ctx, []string{deviceID}); err != nil {
 			return err
 		}
 		found, err := readSold(ctx, w.Queries, []string{deviceID}, now, order.LinePosition{}, maxBookedLines+1)

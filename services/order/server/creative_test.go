@@ -35,7 +35,7 @@ func TestCreatives(t *testing.T) {
 	kept, err := blobs.Open(t.Context(), "file://"+t.TempDir(), blobs.Limits{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, kept.Close()) })
-	looked, err := media.New(kept)
+	looked, err := media.New(kept, media.DefaultLimits().Memory)
 	require.NoError(t, err)
 	now := time.Date(2026, 3, 2, 10, 0, 0, 0, time.UTC)
 	sales := order.New(store, order.Outside{Media: looked}, func() time.Time { return now }, rand.Reader)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"time"
 	_ "time/tzdata" // displays stand in every zone, and images have no zone files
 
@@ -161,7 +162,8 @@ func run(ctx context.Context, cfg config) error {
 			return fmt.Errorf("--media-url: %w", err)
 		}
 		svc.Add(service.Component{Name: "the media", Stop: func(context.Context) error { return kept.Close() }})
-		if outside.Media, err = media.New(kept); err != nil {
+		// Two thirds of what the process may have: the rest is for everything else.
+		if outside.Media, err = media.New(kept, debug.SetMemoryLimit(-1)/3*2); err != nil {
 			return errors.Join(err, kept.Close())
 		}
 	}

@@ -2,16 +2,16 @@
 SELECT sqlc.embed(d) FROM displays AS d
 WHERE d.device_id = ANY(@device_ids::text[]);
 
--- name: DisplayNumbers :many
-SELECT display_number FROM displays
-WHERE device_id = ANY(@device_ids::text[])
-ORDER BY display_number;
-
 -- name: LockDisplays :exec
--- Until the transaction ends, one after the other in the order of the list: nobody
--- else changes what is reserved on them. Other advisory locks have two numbers.
+-- Until the transaction ends, one after the other in the order of their numbers, which
+-- a query that sorts keeps to: nobody else changes what is reserved on them. Other
+-- advisory locks have two numbers.
 SELECT pg_advisory_xact_lock(n.display_number)
-FROM (SELECT unnest(@display_numbers::bigint[]) AS display_number) AS n;
+FROM (
+    SELECT display_number FROM displays
+    WHERE device_id = ANY(@device_ids::text[])
+    ORDER BY display_number
+) AS n;
 
 -- name: SearchDisplays :many
 -- West is greater than east for what lies across the 180th meridian.

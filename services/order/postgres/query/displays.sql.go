@@ -21,32 +21,6 @@ func (q *Queries) Clock(ctx context.Context) (time.Time, error) {
 	return clock, err
 }
 
-const displayNumbers = `-- name: DisplayNumbers :many
-SELECT display_number FROM displays
-WHERE device_id = ANY($1::text[])
-ORDER BY display_number
-`
-
-func (q *Queries) DisplayNumbers(ctx context.Context, deviceIds []string) ([]int64, error) {
-	rows, err := q.db.Query(ctx, displayNumbers, deviceIds)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []int64
-	for rows.Next() {
-		var display_number int64
-		if err := rows.Scan(&display_number); err != nil {
-			return nil, err
-		}
-		items = append(items, display_number)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const displays = `-- name: Displays :many
 SELECT d.device_id, d.display_number, d.organisation_id, d.name, d.latitude, d.longitude, d.address, d.venue_type, d.width_px, d.height_px, d.loop_seconds, d.slot_seconds, d.price_minor, d.currency, d.time_zone, d.hours, d.revision, d.playable, d.update_time FROM displays AS d
 WHERE d.device_id = ANY($1::text[])
@@ -98,13 +72,18 @@ func (q *Queries) Displays(ctx context.Context, deviceIds []string) ([]DisplaysR
 
 const lockDisplays = `-- name: LockDisplays :exec
 SELECT pg_advisory_xact_lock(n.display_number)
-FROM (SELECT unnest($1::bigint[]) AS display_number) AS n
+FROM (
+    SELECT display_number FROM displays
+    WHERE device_id = ANY($1::text[])
+    ORDER BY display_number
+) AS n
 `
 
-// Until the transaction ends, one after the other in the order of the list: nobody
-// else changes what is reserved on them. Other advisory locks have two numbers.
-func (q *Queries) LockDisplays(ctx context.Context, displayNumbers []int64) error {
-	_, err := q.db.Exec(ctx, lockDisplays, displayNumbers)
+// Until the transaction ends, one after the other in the order of their numbers, which
+// a query that sorts keeps to: nobody else changes what is reserved on them. Other
+// advisory locks have two numbers.
+func (q *Queries) LockDisplays(ctx context.Context, deviceIds []string) error {
+	_, err := q.db.Exec(ctx, lockDisplays, deviceIds)
 	return err
 }
 

@@ -24,17 +24,16 @@ LIMIT @at_most;
 SELECT pg_advisory_xact_lock(1, hashtext(@organisation_id::text));
 
 -- name: CountHolds :one
-SELECT count(*) FROM orders
+SELECT count(*) AS count, now()::timestamptz AS clock FROM orders
 WHERE organisation_id = @organisation_id AND state = 'HELD' AND hold_expire_time > now();
 
--- name: InsertOrder :one
+-- name: InsertOrder :exec
 INSERT INTO orders (
     order_id, organisation_id, title, state, price_minor, refunded_minor, currency, line_count, create_time, hold_expire_time, end_time
 ) VALUES (
     @order_id, @organisation_id, @title, @state, @price_minor, 0, @currency, @line_count, @create_time,
-    now() + make_interval(secs => @lifetime_seconds::float8), @end_time
-)
-RETURNING hold_expire_time;
+    @hold_expire_time, @end_time
+);
 
 -- name: UpdateOrder :exec
 UPDATE orders SET state = @state, book_time = @book_time, cancel_time = @cancel_time, refunded_minor = @refunded_minor

@@ -11,15 +11,20 @@ import (
 )
 
 const countHolds = `-- name: CountHolds :one
-SELECT count(*) FROM orders
+SELECT count(*) AS count, now()::timestamptz AS clock FROM orders
 WHERE organisation_id = $1 AND state = 'HELD' AND hold_expire_time > now()
 `
 
-func (q *Queries) CountHolds(ctx context.Context, organisationID string) (int64, error) {
+type CountHoldsRow struct {
+	Count int64
+	Clock time.Time
+}
+
+func (q *Queries) CountHolds(ctx context.Context, organisationID string) (CountHoldsRow, error) {
 	row := q.db.QueryRow(ctx, countHolds, organisationID)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
+	var i CountHoldsRow
+	err := row.Scan(&i.Count, &i.Clock)
+	return i, err
 }
 
 const expireOrders = `-- name: ExpireOrders :execrows
@@ -46,31 +51,30 @@ func (q *Queries) ExpireOrders(ctx context.Context, arg ExpireOrdersParams) (int
 	return result.RowsAffected(), nil
 }
 
-const insertOrder = `-- name: InsertOrder :one
+const insertOrder = `-- name: InsertOrder :exec
 INSERT INTO orders (
     order_id, organisation_id, title, state, price_minor, refunded_minor, currency, line_count, create_time, hold_expire_time, end_time
 ) VALUES (
     $1, $2, $3, $4, $5, 0, $6, $7, $8,
-    now() + make_interval(secs => $9::float8), $10
+    $9, $10
 )
-RETURNING hold_expire_time
 `
 
 type InsertOrderParams struct {
-	OrderID         string
-	OrganisationID  string
-	Title           string
-	State           string
-	PriceMinor      int64
-	Currency        string
-	LineCount       int32
-	CreateTime      time.Time
-	LifetimeSeconds float64
-	EndTime         time.Time
+	OrderID        string
+	OrganisationID string
+	Title          string
+	State          string
+	PriceMinor     int64
+	Currency       string
+	LineCount      int32
+	CreateTime     time.Time
+	HoldExpireTime time.Time
+	EndTime        time.Time
 }
 
-func (q *Queries) InsertOrder(ctx context.Context, arg InsertOrderParams) (time.Time, error) {
-	row := q.db.QueryRow(ctx, insertOrder,
+func (q *Queries) InsertOrder(ctx context.Context, arg InsertOrderParams) error {
+	_, err := q.db.Exec(ctx, insertOrder,
 		arg.OrderID,
 		arg.OrganisationID,
 		arg.Title,
@@ -79,12 +83,10 @@ func (q *Queries) InsertOrder(ctx context.Context, arg InsertOrderParams) (time.
 		arg.Currency,
 		arg.LineCount,
 		arg.CreateTime,
-		arg.LifetimeSeconds,
+		arg.HoldExpireTime,
 		arg.EndTime,
 	)
-	var hold_expire_time time.Time
-	err := row.Scan(&hold_expire_time)
-	return hold_expire_time, err
+	return err
 }
 
 const lockHoldsOf = `-- name: LockHoldsOf :exec

@@ -1,4 +1,4 @@
--- name: DeleteExpiredReservations :execrows
+-- name: DeleteExpiredReservations :exec
 -- Holds that are over on these displays, swept or not.
 DELETE FROM reservations AS r
 USING (SELECT unnest(@display_numbers::bigint[]) AS display_number) AS d

@@ -35,7 +35,7 @@ func (q *Queries) CutReservations(ctx context.Context, lineIds []string) error {
 	return err
 }
 
-const deleteExpiredReservations = `-- name: DeleteExpiredReservations :execrows
+const deleteExpiredReservations = `-- name: DeleteExpiredReservations :exec
 DELETE FROM reservations AS r
 USING (SELECT unnest($1::bigint[]) AS display_number) AS d
 WHERE r.place && int8range(d.display_number * 4096, (d.display_number + 1) * 4096)
@@ -43,12 +43,9 @@ WHERE r.place && int8range(d.display_number * 4096, (d.display_number + 1) * 409
 `
 
 // Holds that are over on these displays, swept or not.
-func (q *Queries) DeleteExpiredReservations(ctx context.Context, displayNumbers []int64) (int64, error) {
-	result, err := q.db.Exec(ctx, deleteExpiredReservations, displayNumbers)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+func (q *Queries) DeleteExpiredReservations(ctx context.Context, displayNumbers []int64) error {
+	_, err := q.db.Exec(ctx, deleteExpiredReservations, displayNumbers)
+	return err
 }
 
 const deleteReservations = `-- name: DeleteReservations :exec

@@ -1,4 +1,4 @@
--- name: LockLinesToTell :many
+-- name: LockLinesToTell :exec
 -- Until the transaction ends nobody else tells of them, or changes them: that keeps
 -- their events in the order of their changes. In the order in which everybody locks
 -- lines.

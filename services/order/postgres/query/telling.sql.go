@@ -153,7 +153,7 @@ func (q *Queries) LinesToTell(ctx context.Context, lineIds []string) ([]LinesToT
 	return items, nil
 }
 
-const lockLinesToTell = `-- name: LockLinesToTell :many
+const lockLinesToTell = `-- name: LockLinesToTell :exec
 SELECT line_id
 FROM lines
 WHERE line_id = ANY($1::text[])
@@ -164,24 +164,9 @@ FOR NO KEY UPDATE
 // Until the transaction ends nobody else tells of them, or changes them: that keeps
 // their events in the order of their changes. In the order in which everybody locks
 // lines.
-func (q *Queries) LockLinesToTell(ctx context.Context, lineIds []string) ([]string, error) {
-	rows, err := q.db.Query(ctx, lockLinesToTell, lineIds)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []string
-	for rows.Next() {
-		var line_id string
-		if err := rows.Scan(&line_id); err != nil {
-			return nil, err
-		}
-		items = append(items, line_id)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
+func (q *Queries) LockLinesToTell(ctx context.Context, lineIds []string) error {
+	_, err := q.db.Exec(ctx, lockLinesToTell, lineIds)
+	return err
 }
 
 const soldLines = `-- name: SoldLines :many

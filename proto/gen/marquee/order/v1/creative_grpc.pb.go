@@ -50,7 +50,8 @@ type CreativeServiceClient interface {
 	//     broken or cut off, has something else behind its end, or is too large: images
 	//     have at most 16,384 pixels each way and 64 megapixels in all, animated GIFs
 	//     1,000 pictures of 512 megapixels together, videos 7,680 by 7,680 pixels and
-	//     10 minutes. PNG and WebP are not animated. The message says which.
+	//     10 minutes. PNG and WebP are not animated. Who runs the service may give it
+	//     memory for smaller images only. The message says which.
 	//   - FAILED_PRECONDITION (TOO_MANY_CREATIVES): the organisation has 10,000 that
 	//     are not taken down.
 	//   - UNAVAILABLE (MEDIA_UNAVAILABLE): the media store does not answer: try again
@@ -201,7 +202,8 @@ type CreativeServiceServer interface {
 	//     broken or cut off, has something else behind its end, or is too large: images
 	//     have at most 16,384 pixels each way and 64 megapixels in all, animated GIFs
 	//     1,000 pictures of 512 megapixels together, videos 7,680 by 7,680 pixels and
-	//     10 minutes. PNG and WebP are not animated. The message says which.
+	//     10 minutes. PNG and WebP are not animated. Who runs the service may give it
+	//     memory for smaller images only. The message says which.
 	//   - FAILED_PRECONDITION (TOO_MANY_CREATIVES): the organisation has 10,000 that
 	//     are not taken down.
 	//   - UNAVAILABLE (MEDIA_UNAVAILABLE): the media store does not answer: try again
