@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,6 +30,7 @@ const (
 	idleInTxTimeout  = 2 * time.Second
 	callTimeout      = 5 * time.Second
 	migrationTimeout = 10 * time.Minute
+	heardWithin      = time.Second // see Answers
 )
 
 // Config says where the database is.
@@ -56,6 +58,8 @@ type Config struct {
 type Database struct {
 	pool *pgxpool.Pool
 	log  hclog.Logger
+	// heard is when a use of the database last succeeded, in Unix nanoseconds.
+	heard atomic.Int64
 }
 
 // Open makes a pool. It does not connect: Prepare does.
@@ -117,8 +121,18 @@ func (d *Database) Close() { d.pool.Close() }
 // Pool is what sqlc's queries run on.
 func (d *Database) Pool() *pgxpool.Pool { return d.pool }
 
-// Ping says whether the database answers: readiness follows it.
+// Ping asks the database for an answer.
 func (d *Database) Ping(ctx context.Context) error { return d.Read(ctx, d.pool.Ping) }
+
+// Answers says whether the database answers: readiness follows it. It asks when nobody
+// has had an answer for a second: behind a thousand others that wait for a connection
+// its own question would say that the database is away when it is busy.
+func (d *Database) Answers(ctx context.Context) error {
+	if time.Since(time.Unix(0, d.heard.Load())) < heardWithin {
+		return nil
+	}
+	return d.Ping(ctx)
+}
 
 // Call runs one use of the database within five seconds. A database that is
 // away, or too busy, is ErrUnavailable; what else goes wrong comes back as pgx
@@ -127,6 +141,9 @@ func (d *Database) Call(ctx context.Context, use func(context.Context) error) er
 	within, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	err := use(within)
+	if err == nil {
+		d.heard.Store(time.Now().UnixNano())
+	}
 	if broke(err) {
 		// What ended one connection (a restarted proxy, or database) has ended the
 		// idle ones in the pool as well.

@@ -162,6 +162,27 @@ func TestDatabase(t *testing.T) {
 		}
 	})
 
+	t.Run("AnswersWhileOthersUseAllConnections", func(t *testing.T) {
+		cfg := config(t, pg)
+		cfg.MaxConns = 2
+		db := open(t, cfg)
+		require.NoError(t, db.Prepare(t.Context(), files()))
+		first, err := db.pool.Acquire(t.Context())
+		require.NoError(t, err)
+		defer first.Release()
+		require.NoError(t, db.insert(t.Context(), "heard"))
+		second, err := db.pool.Acquire(t.Context())
+		require.NoError(t, err)
+		defer second.Release()
+		answers := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			return db.Answers(ctx)
+		}
+		require.NoError(t, answers(), "the database has just answered")
+		require.Eventually(t, func() bool { return answers() != nil }, 2*heardWithin, 10*time.Millisecond, "nobody has had an answer for long")
+	})
+
 	t.Run("Prepare", func(t *testing.T) { testPrepare(t, pg) })
 	t.Run("Unavailable", func(t *testing.T) { testUnavailable(t, pg) })
 }

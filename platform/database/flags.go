@@ -82,6 +82,6 @@ func (f *Flags) Open(ctx context.Context, common *service.Config, svc *service.S
 	if err != nil {
 		return nil, err
 	}
-	svc.Require("database", db.Ping)
+	svc.Require("database", db.Answers)
 	return db, nil
 }
