@@ -24,6 +24,8 @@ const (
 	apiTimeout = 5 * time.Second
 	askAgain   = time.Second
 	ackTimeout = 3 * time.Second
+	// growTimeout bounds the wait for servers that are new to a stream.
+	growTimeout = 15 * time.Second
 )
 
 // Config says where NATS is.
@@ -159,12 +161,14 @@ func (b *Bus) ensure(ctx context.Context, s Stream) (jetstream.Stream, error) {
 		Duplicates: duplicates,
 	}
 	stream, err := ask(ctx, func(ctx context.Context) (jetstream.Stream, error) { return b.js.Stream(ctx, s.Name) })
+	grows := false
 	if err == nil {
 		have := stream.CachedInfo().Config
 		if slices.Equal(have.Subjects, want.Subjects) && have.Replicas == want.Replicas && have.MaxAge == want.MaxAge &&
 			have.MaxBytes == want.MaxBytes && have.Discard == want.Discard && have.Duplicates == want.Duplicates {
 			return stream, nil
 		}
+		grows = have.Replicas < want.Replicas
 	}
 	if err == nil || errors.Is(err, jetstream.ErrStreamNotFound) {
 		stream, err = ask(ctx, func(ctx context.Context) (jetstream.Stream, error) { return b.js.CreateOrUpdateStream(ctx, want) })
@@ -172,7 +176,35 @@ func (b *Bus) ensure(ctx context.Context, s Stream) (jetstream.Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making stream %s: %w", s.Name, err)
 	}
-	return stream, nil
+	if grows {
+		err = caughtUp(ctx, stream, want.Replicas)
+	}
+	return stream, err
+}
+
+// caughtUp waits until servers that are new to a stream have what is in it. What is
+// published before can stop NATS 2.15 for good: the servers do not agree then which
+// event is the last ("last msgid mismatch" in its log, and no acknowledgement any more).
+func caughtUp(ctx context.Context, stream jetstream.Stream, replicas int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, growTimeout, fmt.Errorf("it took longer than %s", growTimeout))
+	defer cancel()
+	for {
+		info, err := ask(ctx, func(ctx context.Context) (*jetstream.StreamInfo, error) { return stream.Info(ctx) })
+		if err == nil && info.Cluster != nil && info.Cluster.Leader != "" {
+			current := 1
+			for _, r := range info.Cluster.Replicas {
+				if r.Current {
+					current++
+				}
+			}
+			if current == replicas {
+				return nil
+			}
+		}
+		if !wait(ctx, 50*time.Millisecond) {
+			return fmt.Errorf("waiting until %d servers of NATS have stream %s: %w", replicas, stream.CachedInfo().Config.Name, context.Cause(ctx))
+		}
+	}
 }
 
 // metrics count what passes.
