@@ -211,7 +211,7 @@ func (c *Client) move(ctx context.Context, job *nomad.Job, alloc *nomad.Allocati
 }
 
 // anotherFor says whether a machine other than one would take an instance of a
-// group, as far as metadata and volumes say.
+// group, as far as metadata, volumes and ports of its own say.
 func (c *Client) anotherFor(ctx context.Context, job *nomad.Job, group, than string) (bool, error) {
 	stubs, err := c.nodes(ctx)
 	if err != nil {
@@ -225,11 +225,28 @@ func (c *Client) anotherFor(ctx context.Context, job *nomad.Job, group, than str
 		if err != nil {
 			return false, fmt.Errorf("reading machine %s: %w", stub.Name, explain(err))
 		}
-		if wants(job, group, node) {
+		if !wants(job, group, node) {
+			continue
+		}
+		if !alonePerMachine(job, group) {
+			return true, nil
+		}
+		running, err := c.runningOn(ctx, stub.ID)
+		if err != nil {
+			return false, err
+		}
+		if !slices.ContainsFunc(running, func(a *nomad.Allocation) bool { return a.JobID == *job.ID && a.TaskGroup == group }) {
 			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// alonePerMachine says whether a group has ports of its own, of which a machine has one.
+func alonePerMachine(job *nomad.Job, groupName string) bool {
+	return slices.ContainsFunc(job.TaskGroups, func(group *nomad.TaskGroup) bool {
+		return *group.Name == groupName && slices.ContainsFunc(group.Networks, func(n *nomad.NetworkResource) bool { return len(n.ReservedPorts) > 0 })
+	})
 }
 
 // wants says whether a machine has the metadata and the host volumes that a
