@@ -83,12 +83,20 @@ func testPartition(t *testing.T, ctx context.Context, c *cluster) {
 		for _, id := range cutOff {
 			require.Zero(t, after.ByInstance[id], "%s is cut off", id)
 		}
-		asked := make(chan error, 1)
-		go func() { asked <- c.askCutOff(t, ctx, victim) }()
+		var (
+			answers string
+			asking  = make(chan error, 1)
+		)
+		go func() {
+			var err error
+			answers, err = c.askCutOff(ctx, victim)
+			asking <- err
+		}()
 		c.without(t, ctx, victim.Name(), replaceBound-time.Since(began))
 		replaced := time.Since(began)
 		t.Logf("replaced %s after the cut", seconds(replaced))
-		require.NoError(t, <-asked)
+		require.NoError(t, <-asking)
+		t.Log(answers)
 		return 0, replaced
 	})
 	c.underLoad(t, ctx, "and is back", func() (time.Duration, time.Duration) {
@@ -106,28 +114,28 @@ func testPartition(t *testing.T, ctx context.Context, c *cluster) {
 	})
 }
 
-// askCutOff calls the gateway of a machine that is cut off from that machine.
-func (c *cluster) askCutOff(t *testing.T, ctx context.Context, n *node) error {
+// askCutOff calls the gateway of a machine that is cut off from that machine, and says
+// what it answered.
+func (c *cluster) askCutOff(ctx context.Context, n *node) (string, error) {
 	client := &http.Client{Timeout: refuseBound, Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}}
 	answers := map[int]int{}
 	began := time.Now()
 	for range 10 {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s:%d/v1/signing-keys", n.Address(), httpPort), nil)
 		if err != nil {
-			return err
+			return "", err
 		}
 		response, err := client.Do(request)
 		if err != nil {
-			return fmt.Errorf("a gateway that is cut off does not answer: %w", err)
+			return "", fmt.Errorf("a gateway that is cut off does not answer: %w", err)
 		}
 		response.Body.Close()
 		answers[response.StatusCode]++
 		if !slices.Contains([]int{http.StatusOK, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, response.StatusCode) {
-			return fmt.Errorf("a gateway that is cut off answers %s", response.Status)
+			return "", fmt.Errorf("a gateway that is cut off answers %s", response.Status)
 		}
 	}
-	t.Logf("10 calls on the cut off machine were answered in %s with %v", seconds(time.Since(began)), answers)
-	return nil
+	return fmt.Sprintf("10 calls on the cut off machine were answered in %s with %v", seconds(time.Since(began)), answers), nil
 }
 
 // The agents that lead Consul and Nomad crash at the same moment and are back
